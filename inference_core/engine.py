@@ -1,0 +1,132 @@
+"""One ONNX Runtime session: loaded from bytes that are already trusted, warmed up, run."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from inference_core.errors import InvalidInput, ModelError
+from inference_core.tensors import DATATYPES, Tensors
+
+_ORT_DATATYPES = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+}
+_QUIET = 3  # ONNX Runtime's own log: errors only; ours says the rest
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, OIP datatype and shape of one input or output; -1 stands for a free dimension."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    def check(self, array: NDArray[np.generic]) -> None:
+        """Raise `InvalidInput` unless `array` has this dtype, fits this shape and is finite."""
+        if array.dtype != DATATYPES[self.datatype]:
+            raise InvalidInput(f"input {self.name!r}: datatype must be {self.datatype}, got {array.dtype}")
+        fits = len(array.shape) == len(self.shape) and all(
+            want in (-1, have) for want, have in zip(self.shape, array.shape, strict=True)
+        )
+        if not fits:
+            raise InvalidInput(
+                f"input {self.name!r}: shape must be {list(self.shape)}, got {list(array.shape)}"
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InvalidInput(f"input {self.name!r}: holds a NaN or an infinity")
+
+
+class Engine:
+    """A loaded model. `run` may be called from several threads at once."""
+
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        name: str,
+        threads: int = 1,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+    ) -> None:
+        """Load `model`, the bytes of an ONNX file.
+
+        `threads` is the number of threads one run may use; `providers` are ONNX Runtime's execution
+        providers in order of preference, of which those present are used. Raises `ModelError` when
+        none is present or ONNX Runtime refuses the model.
+        """
+        present = [p for p in providers if p in ort.get_available_providers()]
+        if not present:
+            raise ModelError(
+                f"{name}: none of the providers {list(providers)} is present, "
+                f"only {ort.get_available_providers()}"
+            )
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _QUIET
+        # Spinning threads would take the core that the service answers on.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = ort.InferenceSession(model, options, providers=present)
+            self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
+            self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
+        except ModelError:
+            raise
+        except Exception as error:
+            raise ModelError(f"{name}: ONNX Runtime cannot load it: {error}") from error
+        self.name = name
+        self.providers = tuple(present)
+
+    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Tensors:
+        """Outputs by name for `inputs` by name.
+
+        Raises `InvalidInput` when an input is missing, unknown, or of the wrong dtype or shape, and
+        `ModelError` when the run itself fails.
+        """
+        unknown = inputs.keys() - {spec.name for spec in self.inputs}
+        if unknown:
+            raise InvalidInput(
+                f"unknown input {min(unknown)!r}; model {self.name!r} takes "
+                f"{[spec.name for spec in self.inputs]}"
+            )
+        for spec in self.inputs:
+            if spec.name not in inputs:
+                raise InvalidInput(f"input {spec.name!r} is missing")
+            spec.check(inputs[spec.name])
+        try:
+            values = self._session.run(None, dict(inputs))
+        except Exception as error:
+            raise ModelError(f"{self.name}: the run failed: {error}") from error
+        return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
+
+    def warm_up(self, inputs: Mapping[str, NDArray[np.generic]], runs: int = 5) -> float:
+        """Run `inputs` a few times; the slowest run after the first, in seconds."""
+        self.run(inputs)
+        slowest = 0.0
+        for _ in range(max(1, runs)):
+            start = time.perf_counter()
+            self.run(inputs)
+            slowest = max(slowest, time.perf_counter() - start)
+        return slowest
+
+
+def _spec(node: ort.NodeArg) -> TensorSpec:
+    datatype = _ORT_DATATYPES.get(node.type)
+    if datatype is None:
+        raise ModelError(f"tensor {node.name!r} has type {node.type}, which is not served")
+    shape = tuple(d if isinstance(d, int) and d >= 0 else -1 for d in node.shape)
+    return TensorSpec(node.name, datatype, shape)

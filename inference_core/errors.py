@@ -1,0 +1,104 @@
+"""Every error that Tandem raises on purpose, as one tree.
+
+    TandemError
+      InvalidInput          the caller's fault
+        ModelNotFound       no such model, version or cut
+        TooLarge            over a limit of size
+      Overloaded            try again later
+      ModelError            a model cannot be loaded or run
+        VersionMismatch     the model is here, that version of it is not
+      CloudUnavailable      the cloud's fault: the edge answers by itself
+        CloudUnreachable    refused, reset, not connected
+        DeadlineExceeded    no answer in time
+        CloudRefused        an answer, but not one that can be used
+        BreakerOpen         not asked, because it has been failing
+      BundleError           an untrusted or broken bundle: not served
+
+The classes say what the receiver may do about it. Status codes live in one table per transport, next
+to that transport. Calls made out of order inside the program are `RuntimeError`, not one of these.
+"""
+
+from typing import ClassVar
+
+
+class TandemError(Exception):
+    """Base of the tree; `str()` of it is a sentence that may be shown to the caller."""
+
+
+class InvalidInput(TandemError):
+    """The request cannot be answered as it stands; the message names the field, value and limit."""
+
+
+class ModelNotFound(InvalidInput):
+    """The request names a model, version or cut that is not served here."""
+
+
+class TooLarge(InvalidInput):
+    """The request, or what it decodes to, is over a limit of size."""
+
+
+class Overloaded(TandemError):
+    """There is no room for the request now; it may be sent again after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ModelError(TandemError):
+    """ONNX Runtime could not load or run a model, or its output has an unexpected form."""
+
+
+class VersionMismatch(ModelError):
+    """The model is served here, but not in the version, or not from the bundle, asked for."""
+
+
+class CloudUnavailable(TandemError):
+    """The cloud gave no usable answer. Never reaches the device: the edge answers instead.
+
+    `reason` is what the Outcome and the metrics say happened; a bounded set of words.
+    """
+
+    reason: str = "cloud_unreachable"
+
+
+class CloudUnreachable(CloudUnavailable):
+    """There is no connection to the cloud, or it broke during the call."""
+
+
+class DeadlineExceeded(CloudUnavailable):
+    """The cloud did not answer within the time the request had left."""
+
+    reason = "deadline"
+
+
+class CloudRefused(CloudUnavailable):
+    """The cloud answered, with a refusal or with something that cannot be used."""
+
+    REASONS: ClassVar[frozenset[str]] = frozenset(
+        {
+            "overloaded",
+            "version_mismatch",
+            "model_missing",
+            "input_refused",
+            "unauthorized",
+            "cloud_error",
+            "invalid_answer",
+        }
+    )
+
+    def __init__(self, message: str, reason: str) -> None:
+        if reason not in self.REASONS:
+            raise RuntimeError(f"unknown reason {reason!r}")
+        super().__init__(message)
+        self.reason = reason
+
+
+class BreakerOpen(CloudUnavailable):
+    """The cloud has been failing and is left alone for a moment."""
+
+    reason = "breaker_open"
+
+
+class BundleError(TandemError):
+    """A bundle that is untrusted, incomplete or broken; the message names the file and the rule."""

@@ -1,0 +1,163 @@
+"""Preprocessing as data: from the bytes a device sends to the tensor a model takes.
+
+The rules travel in the bundle and one function runs them at both ends, so the edge may send the
+cloud the original JPEG and both see the same tensor.
+"""
+
+import io
+import warnings
+from enum import StrEnum
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from inference_core.errors import InvalidInput, TooLarge
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 16_000_000
+# Pillow only warns between its limit and twice that; here a bomb is refused at once.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+class Color(StrEnum):
+    """The colour space a model takes; images in the other one are converted."""
+
+    RGB = "rgb"
+    GRAY = "gray"
+
+
+class Fit(StrEnum):
+    """How an image of another aspect ratio is brought to size."""
+
+    STRETCH = "stretch"
+    CROP = "crop"
+
+
+class Resample(StrEnum):
+    """The filter used to resize."""
+
+    NEAREST = "nearest"
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+
+
+class Layout(StrEnum):
+    """The order of a tensor's axes, the batch axis left out."""
+
+    CHW = "chw"
+    HWC = "hwc"
+
+
+_MODES = {Color.RGB: "RGB", Color.GRAY: "L"}
+_CONVERTIBLE = {"1", "L", "RGB", "P", "YCbCr"}
+_RESAMPLE = {
+    Resample.NEAREST: Image.Resampling.NEAREST,
+    Resample.BILINEAR: Image.Resampling.BILINEAR,
+    Resample.BICUBIC: Image.Resampling.BICUBIC,
+}
+
+
+class Preprocess(BaseModel):
+    """`(pixel * scale - mean) / std` per channel, after orientation, colour and size.
+
+    The result is float32 of shape `[channels, height, width]` or `[height, width, channels]`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    color: Color = Color.RGB
+    height: int = Field(gt=0, le=8192)
+    width: int = Field(gt=0, le=8192)
+    fit: Fit = Fit.STRETCH
+    resample: Resample = Resample.BILINEAR
+    layout: Layout = Layout.CHW
+    scale: float = Field(default=1 / 255, gt=0)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    @model_validator(mode="after")
+    def _check_channels(self) -> Self:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.channels):
+                raise ValueError(f"{name} must hold 1 or {self.channels} numbers")
+            if not np.isfinite(values).all():
+                raise ValueError(f"{name} must hold finite numbers")
+        if min(self.std) <= 0:
+            raise ValueError("std must hold positive numbers")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """3 for colour, 1 for gray."""
+        return 3 if self.color is Color.RGB else 1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The tensor's shape without the batch axis."""
+        if self.layout is Layout.CHW:
+            return (self.channels, self.height, self.width)
+        return (self.height, self.width, self.channels)
+
+    def tensor(self, data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.float32]:
+        """The encoded image `data` as a model input of shape `[1, *self.shape]`, float32.
+
+        Raises what `decode` raises.
+        """
+        image = _fit(decode(data, self.color, max_pixels), self)
+        pixels = np.asarray(image, dtype=np.float32).reshape(self.height, self.width, self.channels)
+        # One multiply and one subtraction per pixel: the formula above, rearranged.
+        std = np.asarray(self.std, dtype=np.float32)
+        factor = np.float32(self.scale) / std
+        values = pixels * factor - np.asarray(self.mean, dtype=np.float32) / std
+        if self.layout is Layout.CHW:
+            values = values.transpose(2, 0, 1)
+        return np.ascontiguousarray(values, dtype=np.float32)[None]
+
+
+def decode(data: bytes, color: Color, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image in `data`, upright and in `color`.
+
+    Raises `TooLarge` for more than `max_pixels`, judged by the header before any pixel is decoded,
+    and `InvalidInput` for what is not a still JPEG, PNG or WebP, is truncated, or has channels that
+    have no plain meaning here (transparency, CMYK, 16 bits).
+    """
+    if not data:
+        raise InvalidInput("image: the body is empty")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_header(image, max_pixels)
+        upright = ImageOps.exif_transpose(image)
+        return upright if upright.mode == _MODES[color] else upright.convert(_MODES[color])
+    except InvalidInput:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooLarge(f"image: over the limit of {max_pixels} pixels") from error
+    except UnidentifiedImageError as error:
+        raise InvalidInput(f"image: not one of {', '.join(FORMATS)}") from error
+    except Exception as error:
+        raise InvalidInput(f"image: truncated or damaged ({type(error).__name__})") from error
+
+
+def _check_header(image: Image.Image, max_pixels: int) -> None:
+    pixels = image.width * image.height
+    if pixels > max_pixels:
+        raise TooLarge(f"image: {image.width}x{image.height} is {pixels} pixels, the limit is {max_pixels}")
+    if getattr(image, "n_frames", 1) != 1:
+        raise InvalidInput(f"image: animated, {getattr(image, 'n_frames', 0)} frames, the limit is 1")
+    if image.mode not in _CONVERTIBLE or "transparency" in image.info:
+        raise InvalidInput(
+            f"image: mode {image.mode} has {len(image.getbands())} channels, with transparency or "
+            "more than 8 bits or four inks; send gray (1 channel) or RGB (3 channels), 8 bits each"
+        )
+
+
+def _fit(image: Image.Image, rules: Preprocess) -> Image.Image:
+    size = (rules.width, rules.height)
+    if image.size == size:
+        return image
+    if rules.fit is Fit.CROP:
+        return ImageOps.fit(image, size, _RESAMPLE[rules.resample])
+    return image.resize(size, _RESAMPLE[rules.resample])

@@ -1,0 +1,284 @@
+"""Tensors on the wire: the Open Inference Protocol's data types, as bytes, JSON values and protobuf.
+
+Raw tensors are little-endian, row-major and unpadded. Arrays made from received bytes are read-only
+views on them. A `BYTES` tensor is an object array of `bytes`, each element on the wire behind its
+length as 4 little-endian bytes.
+"""
+
+import math
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference_core.errors import InvalidInput
+from protos import open_inference_pb2 as oip
+
+Tensors = dict[str, NDArray[Any]]
+Parameter = bool | int | float | str
+
+DATATYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype("u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype("i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    "BYTES": np.dtype(object),
+}
+_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+_MAX_DIMENSIONS = 16
+
+
+def datatype_of(array: NDArray[Any]) -> str:
+    """The protocol's name for the array's dtype; `InvalidInput` where it has none."""
+    name = _NAMES.get(array.dtype)
+    if name is None:
+        raise InvalidInput(f"dtype {array.dtype} has no Open Inference Protocol datatype")
+    return name
+
+
+def _dtype(name: str, datatype: str) -> np.dtype[Any]:
+    dtype = DATATYPES.get(datatype)
+    if dtype is None:
+        raise InvalidInput(f"tensor {name!r}: datatype {datatype!r} is not one of {', '.join(DATATYPES)}")
+    return dtype
+
+
+def _count(name: str, shape: Sequence[int]) -> int:
+    if len(shape) > _MAX_DIMENSIONS:
+        raise InvalidInput(f"tensor {name!r}: {len(shape)} dimensions, the limit is {_MAX_DIMENSIONS}")
+    if any(not isinstance(d, int) or isinstance(d, bool) or d < 0 for d in shape):
+        raise InvalidInput(f"tensor {name!r}: shape {list(shape)} must hold whole numbers >= 0")
+    return math.prod(shape)
+
+
+def from_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes | memoryview) -> NDArray[Any]:
+    """The tensor whose raw form is `data`, without a copy.
+
+    Raises `InvalidInput` when datatype, shape and length do not fit together.
+    """
+    dtype = _dtype(name, datatype)
+    count = _count(name, shape)
+    if datatype == "BYTES":
+        return _elements(name, shape, count, memoryview(data))
+    expected = count * dtype.itemsize
+    if len(data) != expected:
+        raise InvalidInput(f"tensor {name!r}: {datatype}{list(shape)} is {expected} bytes, got {len(data)}")
+    if datatype == "BOOL" and count and np.frombuffer(data, np.uint8).max() > 1:
+        raise InvalidInput(f"tensor {name!r}: a BOOL byte must be 0 or 1")
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _elements(name: str, shape: Sequence[int], count: int, data: memoryview) -> NDArray[Any]:
+    values: list[bytes] = []
+    at = 0
+    while at < len(data):
+        if at + 4 > len(data):
+            raise InvalidInput(f"tensor {name!r}: a BYTES length is cut off")
+        (length,) = struct.unpack_from("<I", data, at)
+        at += 4
+        if at + length > len(data):
+            raise InvalidInput(f"tensor {name!r}: a BYTES element of {length} bytes is cut off")
+        values.append(bytes(data[at : at + length]))
+        at += length
+        if len(values) > count:
+            break
+    if len(values) != count:
+        raise InvalidInput(f"tensor {name!r}: shape {list(shape)} does not fit its BYTES elements")
+    return _objects(values).reshape(shape)
+
+
+def _objects(values: Sequence[bytes]) -> NDArray[Any]:
+    array = np.empty(len(values), dtype=object)
+    array[:] = list(values)
+    return array
+
+
+def to_bytes(array: NDArray[Any]) -> bytes:
+    """The raw form of `array`; the inverse of `from_bytes`."""
+    if datatype_of(array) == "BYTES":
+        return b"".join(struct.pack("<I", len(item)) + item for item in array.ravel())
+    return array.tobytes()
+
+
+def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> NDArray[Any]:
+    """The tensor given as JSON: nested or flat lists of numbers, booleans or strings (BYTES).
+
+    Raises `InvalidInput` for values that do not fit the datatype, among them fractions for integer
+    types, numbers out of range, and FP16, which the protocol gives no JSON form.
+    """
+    dtype = _dtype(name, datatype)
+    count = _count(name, shape)
+    if datatype == "FP16":
+        raise InvalidInput(f"tensor {name!r}: FP16 has no JSON form, send it as raw bytes")
+    if not isinstance(data, list):
+        raise InvalidInput(f"tensor {name!r}: data must be a list")
+    if datatype == "BYTES":
+        flat = list(_flatten(data))
+        if not all(isinstance(item, str) for item in flat):
+            raise InvalidInput(f"tensor {name!r}: BYTES data must be strings in JSON")
+        array = _objects([str(item).encode() for item in flat])
+    else:
+        array = _numbers(name, datatype, dtype, data)
+    if array.size != count:
+        raise InvalidInput(f"tensor {name!r}: shape {list(shape)} is {count} elements, got {array.size}")
+    return array.reshape(shape)
+
+
+def _numbers(name: str, datatype: str, dtype: np.dtype[Any], data: list[Any]) -> NDArray[Any]:
+    try:
+        given = np.array(data)
+    except (ValueError, OverflowError) as error:
+        raise InvalidInput(f"tensor {name!r}: data is ragged or out of range") from error
+    if given.size == 0:
+        return np.zeros(0, dtype)
+    allowed = {"b": "b", "f": "iuf"}.get(dtype.kind, "iu")
+    if given.dtype.kind not in allowed:
+        raise InvalidInput(f"tensor {name!r}: data does not fit datatype {datatype}")
+    with np.errstate(over="ignore"):
+        array = given.astype(dtype)
+    if dtype.kind in "iu" and not np.array_equal(array, given):
+        raise InvalidInput(f"tensor {name!r}: a value is out of the range of {datatype}")
+    return array
+
+
+def _flatten(values: Iterable[Any], depth: int = 1) -> Iterable[Any]:
+    if depth > _MAX_DIMENSIONS:
+        raise InvalidInput(f"data is nested more than {_MAX_DIMENSIONS} deep")
+    for value in values:
+        if isinstance(value, list):
+            yield from _flatten(value, depth + 1)
+        else:
+            yield value
+
+
+def to_json(array: NDArray[Any]) -> list[Any]:
+    """`array` as a flat, row-major list; a NaN or an infinity, which JSON lacks, becomes None."""
+    if datatype_of(array) == "BYTES":
+        return [item.decode("utf-8", "replace") for item in array.ravel()]
+    flat = array.ravel()
+    if array.dtype.kind == "f" and not np.isfinite(flat).all():
+        return [value if math.isfinite(value) else None for value in flat.tolist()]
+    result: list[Any] = flat.tolist()
+    return result
+
+
+def to_request(
+    model: str,
+    version: str,
+    inputs: Mapping[str, NDArray[Any]],
+    parameters: Mapping[str, Parameter],
+    request_id: str,
+) -> oip.ModelInferRequest:
+    """A `ModelInferRequest` that carries `inputs` in raw form."""
+    message = oip.ModelInferRequest(model_name=model, model_version=version, id=request_id)
+    for name, array in inputs.items():
+        message.inputs.add(name=name, datatype=datatype_of(array), shape=array.shape)
+        message.raw_input_contents.append(to_bytes(array))
+    set_parameters(message.parameters, parameters)
+    return message
+
+
+def from_request(message: oip.ModelInferRequest) -> Tensors:
+    """The inputs of a request, in raw or typed form; `InvalidInput` when they do not add up."""
+    return _tensors(message.inputs, message.raw_input_contents, "input")
+
+
+def to_response(
+    model: str,
+    version: str,
+    outputs: Mapping[str, NDArray[Any]],
+    parameters: Mapping[str, Parameter],
+    request_id: str,
+) -> oip.ModelInferResponse:
+    """A `ModelInferResponse` that carries `outputs` in raw form."""
+    message = oip.ModelInferResponse(model_name=model, model_version=version, id=request_id)
+    for name, array in outputs.items():
+        message.outputs.add(name=name, datatype=datatype_of(array), shape=array.shape)
+        message.raw_output_contents.append(to_bytes(array))
+    set_parameters(message.parameters, parameters)
+    return message
+
+
+def from_response(message: oip.ModelInferResponse) -> Tensors:
+    """The outputs of a response, in raw or typed form; `InvalidInput` when they do not add up."""
+    return _tensors(message.outputs, message.raw_output_contents, "output")
+
+
+def _tensors(metadata: Sequence[Any], raw: Sequence[bytes], what: str) -> Tensors:
+    if raw and len(raw) != len(metadata):
+        raise InvalidInput(f"{len(metadata)} {what}s but {len(raw)} raw {what} contents")
+    tensors: Tensors = {}
+    for at, item in enumerate(metadata):
+        if item.name in tensors:
+            raise InvalidInput(f"{what} {item.name!r} is given twice")
+        shape = [int(d) for d in item.shape]
+        if raw:
+            tensors[item.name] = from_bytes(item.name, item.datatype, shape, raw[at])
+        else:
+            tensors[item.name] = _from_contents(item.name, item.datatype, shape, item.contents)
+    return tensors
+
+
+def _from_contents(name: str, datatype: str, shape: Sequence[int], contents: Any) -> NDArray[Any]:
+    dtype = _dtype(name, datatype)
+    field = _CONTENTS.get(datatype)
+    if field is None:
+        raise InvalidInput(f"tensor {name!r}: {datatype} must be sent as raw contents")
+    values = getattr(contents, field)
+    if len(values) != _count(name, shape):
+        raise InvalidInput(
+            f"tensor {name!r}: shape {list(shape)} does not fit the {len(values)} values in {field}"
+        )
+    if datatype == "BYTES":
+        return _objects(values).reshape(shape)
+    given = np.array(values)
+    array = given.astype(dtype)
+    if dtype.kind in "iu" and not np.array_equal(array, given):
+        raise InvalidInput(f"tensor {name!r}: a value is out of the range of {datatype}")
+    return array.reshape(shape)
+
+
+def set_parameters(target: Any, parameters: Mapping[str, Parameter]) -> None:
+    """Write `parameters` into a protobuf `map<string, InferParameter>`."""
+    for key, value in parameters.items():
+        if isinstance(value, bool):
+            target[key].bool_param = value
+        elif isinstance(value, int):
+            target[key].int64_param = value
+        elif isinstance(value, float):
+            target[key].double_param = value
+        else:
+            target[key].string_param = value
+
+
+def get_parameters(source: Mapping[str, Any]) -> dict[str, Parameter]:
+    """The set entries of a protobuf `map<string, InferParameter>` as plain values."""
+    return {
+        key: getattr(value, choice)
+        for key, value in source.items()
+        if (choice := value.WhichOneof("parameter_choice")) is not None
+    }

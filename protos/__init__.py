@@ -1,0 +1,1 @@
+"""Wire formats: the `.proto` files and their committed stubs (`make protos` regenerates them)."""
