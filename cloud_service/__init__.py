@@ -1,0 +1,1 @@
+"""The service with the full model: answers what the edge escalates."""

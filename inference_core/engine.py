@@ -94,24 +94,25 @@ class Engine:
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Tensors:
         """Outputs by name for `inputs` by name.
 
-        Raises `InvalidInput` when an input is missing, unknown, or of the wrong dtype or shape, and
-        `ModelError` when the run itself fails.
+        Raises what `check` raises, and `ModelError` when the run itself fails.
         """
-        unknown = inputs.keys() - {spec.name for spec in self.inputs}
-        if unknown:
-            raise InvalidInput(
-                f"unknown input {min(unknown)!r}; model {self.name!r} takes "
-                f"{[spec.name for spec in self.inputs]}"
-            )
-        for spec in self.inputs:
-            if spec.name not in inputs:
-                raise InvalidInput(f"input {spec.name!r} is missing")
-            spec.check(inputs[spec.name])
+        self.check(inputs)
         try:
             values = self._session.run(None, dict(inputs))
         except Exception as error:
             raise ModelError(f"{self.name}: the run failed: {error}") from error
         return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
+
+    def check(self, inputs: Mapping[str, NDArray[np.generic]]) -> None:
+        """Raise `InvalidInput` for an input that is missing, unknown or does not fit its spec."""
+        for name in inputs:
+            if name not in {spec.name for spec in self.inputs}:
+                wanted = [spec.name for spec in self.inputs]
+                raise InvalidInput(f"unknown input {name!r}; model {self.name!r} takes {wanted}")
+        for spec in self.inputs:
+            if spec.name not in inputs:
+                raise InvalidInput(f"input {spec.name!r} is missing")
+            spec.check(inputs[spec.name])
 
     def warm_up(self, inputs: Mapping[str, NDArray[np.generic]], runs: int = 5) -> float:
         """Run `inputs` a few times; the slowest run after the first, in seconds."""

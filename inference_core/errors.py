@@ -14,10 +14,12 @@
         BreakerOpen         not asked, because it has been failing
       BundleError           an untrusted or broken bundle: not served
 
-The classes say what the receiver may do about it. Status codes live in one table per transport, next
-to that transport. Calls made out of order inside the program are `RuntimeError`, not one of these.
+The classes say what the receiver may do about it. Status codes live in one table per transport, not on
+the classes: `HTTP_STATUS` and `GRPC_STATUS` below, by name and number, so that nothing here knows either
+transport. Calls made out of order inside the program are `RuntimeError`, not one of these.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -102,3 +104,32 @@ class BreakerOpen(CloudUnavailable):
 
 class BundleError(TandemError):
     """A bundle that is untrusted, incomplete or broken; the message names the file and the rule."""
+
+
+HTTP_STATUS: Mapping[type[TandemError], int] = {
+    InvalidInput: 400,
+    ModelNotFound: 404,
+    TooLarge: 413,
+    Overloaded: 503,
+    TandemError: 500,
+}
+
+GRPC_STATUS: Mapping[type[TandemError], str] = {
+    InvalidInput: "INVALID_ARGUMENT",
+    ModelNotFound: "NOT_FOUND",
+    TooLarge: "RESOURCE_EXHAUSTED",
+    Overloaded: "RESOURCE_EXHAUSTED",
+    VersionMismatch: "FAILED_PRECONDITION",
+    DeadlineExceeded: "DEADLINE_EXCEEDED",
+    TandemError: "INTERNAL",
+}
+
+
+def http_status(error: TandemError) -> int:
+    """The HTTP status code for `error`: that of the nearest class in the tree that has one."""
+    return next(HTTP_STATUS[c] for c in type(error).__mro__ if c in HTTP_STATUS)
+
+
+def grpc_status(error: TandemError) -> str:
+    """The name of the gRPC status for `error`: that of the nearest class that has one."""
+    return next(GRPC_STATUS[c] for c in type(error).__mro__ if c in GRPC_STATUS)

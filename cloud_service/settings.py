@@ -1,0 +1,93 @@
+"""The cloud service's settings: from `CLOUD_*` in the environment, then from a TOML file, then defaults."""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+PREFIX = "CLOUD_"
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+class Settings(BaseSettings):
+    """Every setting with its unit and default; frozen, so that what was logged at start stays true."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    bundles: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split), Field(min_length=1)] = Field(
+        (Path("models/digits"),), description="bundle folders, comma separated"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    http_port: Port = Field(9000, description="port of /healthz and /readyz; 0 picks a free one")
+    grpc_port: Port = Field(9001, description="port of the Open Inference Protocol; 0 picks a free one")
+    metrics_port: Port = Field(9002, description="port of /metrics; 0 picks a free one")
+    threads: int = Field(0, ge=0, le=256, description="threads of one model run; 0 is one per core")
+    max_batch_size: int = Field(16, ge=1, le=1024, description="samples in one model run, at most")
+    batch_window_ms: float = Field(
+        0.0, ge=0, le=1000, description="milliseconds a lone request waits for company; 0 never waits"
+    )
+    max_queue: int = Field(256, ge=1, le=100_000, description="samples waiting per model, at most")
+    max_message_bytes: int = Field(16 << 20, ge=1024, le=1 << 30, description="bytes of one request, at most")
+    max_pixels: int = Field(
+        16_000_000, ge=1, le=89_000_000, description="pixels of one image, at most, judged before decoding"
+    )
+    shutdown_ms: int = Field(
+        5000, ge=0, le=600_000, description="milliseconds that requests in flight get at shutdown"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level logged")
+    log_format: Literal["text", "json"] = Field("text", description="one line per record: text or json")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment goes before the file, whose content arrives as keyword arguments."""
+        return env_settings, init_settings
+
+
+def load_settings(config: Path | None) -> Settings:
+    """Settings from the environment and, when given, the TOML file `config`.
+
+    Raises `ValueError` with one line per wrong setting: its name, value and limit.
+    """
+    values: dict[str, Any] = {}
+    if config is not None:
+        try:
+            values = tomllib.loads(config.read_text())
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ValueError(f"{config}: {error}") from error
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        lines = (
+            f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}, got {e['input']!r}"
+            for e in error.errors()
+        )
+        raise ValueError("\n".join(lines)) from error
+
+
+def unknown_variables(names: Sequence[str]) -> list[str]:
+    """Those `CLOUD_*` names that are no setting: probably misspelt."""
+    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | {f"{PREFIX}CONFIG"}
+    return sorted(name for name in names if name.startswith(PREFIX) and name not in known)
+
+
+def describe() -> str:
+    """Every setting on a line of its own: name, default, meaning."""
+    lines = []
+    for name, field in Settings.model_fields.items():
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        lines.append(f"  {PREFIX}{name.upper():<20} {default!s:<16} {field.description}")
+    return "\n".join(lines)
