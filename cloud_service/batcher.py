@@ -52,7 +52,7 @@ class Batcher:
         window_s: float,
         max_queue: int,
         clock: Callable[[], float],
-        on_run: Callable[[int], None] = lambda samples: None,
+        on_run: Callable[[int], object],
     ) -> None:
         """`max_batch_size` and `max_queue` count samples; `clock` is monotonic, in seconds;
         `on_run` is told the samples of each run."""
@@ -165,7 +165,7 @@ class Batcher:
             for name, array in outputs.items():
                 if array.shape[:1] != (rows,):
                     raise ModelError(f"{self._engine.name}: output {name!r} has not {rows} rows")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, its callers get it
             for waiter in batch:
                 if not waiter.future.done():
                     waiter.future.set_exception(error)

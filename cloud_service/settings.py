@@ -1,12 +1,13 @@
 """The cloud service's settings: from `CLOUD_*` in the environment, then from a TOML file, then defaults."""
 
+import difflib
+import os
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 PREFIX = "CLOUD_"
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -44,18 +45,6 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level logged")
     log_format: Literal["text", "json"] = Field("text", description="one line per record: text or json")
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment goes before the file, whose content arrives as keyword arguments."""
-        return env_settings, init_settings
-
 
 def load_settings(config: Path | None) -> Settings:
     """Settings from the environment and, when given, the TOML file `config`.
@@ -69,7 +58,8 @@ def load_settings(config: Path | None) -> Settings:
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise ValueError(f"{config}: {error}") from error
     try:
-        return Settings(**values)
+        # what is in the environment goes before what is in the file
+        return Settings(**{**values, **EnvSettingsSource(Settings)()})
     except ValidationError as error:
         lines = (
             f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}, got {e['input']!r}"
@@ -78,10 +68,18 @@ def load_settings(config: Path | None) -> Settings:
         raise ValueError("\n".join(lines)) from error
 
 
-def unknown_variables(names: Sequence[str]) -> list[str]:
-    """Those `CLOUD_*` names that are no setting: probably misspelt."""
+def config_path() -> Path | None:
+    """The settings file named by `CLOUD_CONFIG`, if any."""
+    value = os.environ.get(f"{PREFIX}CONFIG")
+    return Path(value) if value else None
+
+
+def misspelt_variables() -> dict[str, str]:
+    """Variables of the environment that are no setting but look like one, and which one."""
     known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | {f"{PREFIX}CONFIG"}
-    return sorted(name for name in names if name.startswith(PREFIX) and name not in known)
+    strange = (name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    close = {name: difflib.get_close_matches(name, known, 1, 0.8) for name in sorted(strange)}
+    return {name: matches[0] for name, matches in close.items() if matches}
 
 
 def describe() -> str:
