@@ -49,7 +49,9 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+_JSON_TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
 _MAX_DIMENSIONS = 16
+_MAX_ELEMENTS = 1 << 48
 
 
 def datatype_of(array: NDArray[Any]) -> str:
@@ -72,6 +74,9 @@ def _count(name: str, shape: Sequence[int]) -> int:
         raise InvalidInput(f"tensor {name!r}: {len(shape)} dimensions, the limit is {_MAX_DIMENSIONS}")
     if any(not isinstance(d, int) or isinstance(d, bool) or d < 0 for d in shape):
         raise InvalidInput(f"tensor {name!r}: shape {list(shape)} must hold whole numbers >= 0")
+    # An axis of length 0 makes the product 0, but NumPy refuses giant axes beside it all the same.
+    if math.prod(d for d in shape if d) > _MAX_ELEMENTS:
+        raise InvalidInput(f"tensor {name!r}: shape {list(shape)} is over {_MAX_ELEMENTS} elements")
     return math.prod(shape)
 
 
@@ -136,43 +141,46 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> N
         raise InvalidInput(f"tensor {name!r}: FP16 has no JSON form, send it as raw bytes")
     if not isinstance(data, list):
         raise InvalidInput(f"tensor {name!r}: data must be a list")
-    if datatype == "BYTES":
-        flat = list(_flatten(data))
-        if not all(isinstance(item, str) for item in flat):
-            raise InvalidInput(f"tensor {name!r}: BYTES data must be strings in JSON")
-        array = _objects([str(item).encode() for item in flat])
-    else:
-        array = _numbers(name, datatype, dtype, data)
+    array = _strings(name, data) if datatype == "BYTES" else _numbers(name, datatype, dtype, data)
     if array.size != count:
         raise InvalidInput(f"tensor {name!r}: shape {list(shape)} is {count} elements, got {array.size}")
     return array.reshape(shape)
 
 
-def _numbers(name: str, datatype: str, dtype: np.dtype[Any], data: list[Any]) -> NDArray[Any]:
+def _strings(name: str, data: list[Any]) -> NDArray[Any]:
+    flat = [item for row in _rows(name, data) for item in row]
+    if not all(isinstance(item, str) for item in flat):
+        raise InvalidInput(f"tensor {name!r}: BYTES data must be strings in JSON")
     try:
-        given = np.array(data)
-    except (ValueError, OverflowError) as error:
-        raise InvalidInput(f"tensor {name!r}: data is ragged or out of range") from error
-    if given.size == 0:
-        return np.zeros(0, dtype)
-    allowed = {"b": "b", "f": "iuf"}.get(dtype.kind, "iu")
-    if given.dtype.kind not in allowed:
+        return _objects([item.encode() for item in flat])
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"tensor {name!r}: a string is not valid Unicode") from error
+
+
+def _numbers(name: str, datatype: str, dtype: np.dtype[Any], data: list[Any]) -> NDArray[Any]:
+    # Before NumPy sees them: it would make numbers of strings, and room for the longest of them each.
+    types = {kind for row in _rows(name, data) for kind in set(map(type, row))}
+    if not types <= _JSON_TYPES[dtype.kind]:
         raise InvalidInput(f"tensor {name!r}: data does not fit datatype {datatype}")
-    with np.errstate(over="ignore"):
-        array = given.astype(dtype)
-    if dtype.kind in "iu" and not np.array_equal(array, given):
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(data, dtype)
+    except (ValueError, OverflowError) as error:
+        raise InvalidInput(f"tensor {name!r}: data is ragged or out of the range of {datatype}") from error
+    if dtype.kind == "f" and not np.isfinite(array).all():
         raise InvalidInput(f"tensor {name!r}: a value is out of the range of {datatype}")
     return array
 
 
-def _flatten(values: Iterable[Any], depth: int = 1) -> Iterable[Any]:
+def _rows(name: str, data: list[Any], depth: int = 1) -> Iterable[list[Any]]:
+    """The lists inside `data` that hold the values; a list among values counts as a value."""
     if depth > _MAX_DIMENSIONS:
-        raise InvalidInput(f"data is nested more than {_MAX_DIMENSIONS} deep")
-    for value in values:
-        if isinstance(value, list):
-            yield from _flatten(value, depth + 1)
-        else:
-            yield value
+        raise InvalidInput(f"tensor {name!r}: data is nested more than {_MAX_DIMENSIONS} deep")
+    if data and all(isinstance(item, list) for item in data):
+        for item in data:
+            yield from _rows(name, item, depth + 1)
+    else:
+        yield data
 
 
 def to_json(array: NDArray[Any]) -> list[Any]:
@@ -255,24 +263,29 @@ def _from_contents(name: str, datatype: str, shape: Sequence[int], contents: Any
         )
     if datatype == "BYTES":
         return _objects(values).reshape(shape)
-    given = np.array(values)
-    array = given.astype(dtype)
-    if dtype.kind in "iu" and not np.array_equal(array, given):
-        raise InvalidInput(f"tensor {name!r}: a value is out of the range of {datatype}")
-    return array.reshape(shape)
+    try:
+        return np.array(values, dtype).reshape(shape)
+    except OverflowError as error:
+        raise InvalidInput(f"tensor {name!r}: a value is out of the range of {datatype}") from error
 
 
 def set_parameters(target: Any, parameters: Mapping[str, Parameter]) -> None:
-    """Write `parameters` into a protobuf `map<string, InferParameter>`."""
+    """Write `parameters` into a protobuf `map<string, InferParameter>`.
+
+    Raises `InvalidInput` for whole numbers over 64 bits and for strings that are not valid Unicode.
+    """
     for key, value in parameters.items():
-        if isinstance(value, bool):
-            target[key].bool_param = value
-        elif isinstance(value, int):
-            target[key].int64_param = value
-        elif isinstance(value, float):
-            target[key].double_param = value
-        else:
-            target[key].string_param = value
+        try:
+            if isinstance(value, bool):
+                target[key].bool_param = value
+            elif isinstance(value, int):
+                target[key].int64_param = value
+            elif isinstance(value, float):
+                target[key].double_param = value
+            else:
+                target[key].string_param = value
+        except ValueError as error:
+            raise InvalidInput(f"parameter {key!r}: cannot be sent: {error}") from error
 
 
 def get_parameters(source: Mapping[str, Any]) -> dict[str, Parameter]:
