@@ -36,8 +36,9 @@ def softmax(logits: NDArray[np.generic], temperature: float = 1.0) -> Floats:
     values = np.asarray(logits, dtype=np.float64)
     if not np.isfinite(values).all():
         raise InvalidInput("the model's output holds a NaN or an infinity")
-    # Shifting before dividing keeps a tiny temperature from overflowing.
-    shifted = (values - values.max(axis=-1, keepdims=True)) / temperature
+    # After the shift all values are <= 0: what overflows becomes -inf, whose exponential is 0 as it should.
+    with np.errstate(over="ignore"):
+        shifted = (values - values.max(axis=-1, keepdims=True)) / temperature
     exponentials = np.exp(shifted)
     result: Floats = exponentials / exponentials.sum(axis=-1, keepdims=True)
     return result
