@@ -78,6 +78,8 @@ class Engine:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _QUIET
+        # ONNX Runtime would tell by the bytes and take its own format too, which `trust` has not checked.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         # Spinning threads would take the core that the service answers on.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
