@@ -58,30 +58,42 @@ def check_model_file(file: str, data: bytes) -> None:
     for opset in model.opset_import:
         if opset.domain not in DOMAINS:
             raise BundleError(f"{file}: operators of domain {opset.domain!r} are not allowed")
-    nodes = [*model.graph.node, *(node for f in model.functions for node in f.node)]
-    for tensor in [*_own_tensors(model.graph), *_node_tensors(file, nodes)]:
+    for tensor in _tensors(file, model):
         if tensor.data_location == _EXTERNAL or tensor.external_data:
             raise BundleError(f"{file}: tensor {tensor.name!r} keeps its data outside the file")
 
 
-def _own_tensors(graph: pb.Graph) -> Iterator[pb.Tensor]:
+def _tensors(file: str, model: pb.ModelFile) -> Iterator[pb.Tensor]:
+    yield from _graph_tensors(file, model.graph)
+    for function in model.functions:
+        yield from _attribute_tensors(file, function.attribute_proto)
+        yield from _node_tensors(file, function.node)
+
+
+def _graph_tensors(file: str, graph: pb.Graph) -> Iterator[pb.Tensor]:
     yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield sparse.values
-        yield sparse.indices
+    yield from _sparse_tensors(graph.sparse_initializer)
+    yield from _node_tensors(file, graph.node)
 
 
 def _node_tensors(file: str, nodes: Iterable[pb.Node]) -> Iterator[pb.Tensor]:
-    """Every tensor inside the nodes' attributes, those of nested graphs included."""
     for node in nodes:
         if node.domain not in DOMAINS:
             raise BundleError(f"{file}: operator {node.domain}::{node.op_type} is not allowed")
-        for attribute in node.attribute:
-            yield attribute.t
-            yield from attribute.tensors
-            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-                yield sparse.values
-                yield sparse.indices
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _own_tensors(graph)
-                yield from _node_tensors(file, graph.node)
+        yield from _attribute_tensors(file, node.attribute)
+
+
+def _attribute_tensors(file: str, attributes: Iterable[pb.Attribute]) -> Iterator[pb.Tensor]:
+    """Every tensor inside the attributes, those of nested graphs included."""
+    for attribute in attributes:
+        yield attribute.t
+        yield from attribute.tensors
+        yield from _sparse_tensors((attribute.sparse_tensor, *attribute.sparse_tensors))
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _graph_tensors(file, graph)
+
+
+def _sparse_tensors(tensors: Iterable[pb.SparseTensor]) -> Iterator[pb.Tensor]:
+    for sparse in tensors:
+        yield sparse.values
+        yield sparse.indices
