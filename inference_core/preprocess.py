@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from inference_core.errors import InvalidInput, TooLarge
@@ -66,7 +66,7 @@ class Preprocess(BaseModel):
     The result is float32 of shape `[channels, height, width]` or `[height, width, channels]`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     color: Color = Color.RGB
     height: int = Field(gt=0, le=8192)
@@ -83,11 +83,18 @@ class Preprocess(BaseModel):
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels):
                 raise ValueError(f"{name} must hold 1 or {self.channels} numbers")
-            if not np.isfinite(values).all():
-                raise ValueError(f"{name} must hold finite numbers")
         if min(self.std) <= 0:
             raise ValueError("std must hold positive numbers")
+        with np.errstate(over="ignore", invalid="ignore"):
+            factor, offset = self._factor_and_offset()
+            if not np.isfinite(factor * np.float32(255) - offset).all():
+                raise ValueError("scale, mean and std take a white pixel out of float32")
         return self
+
+    def _factor_and_offset(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The formula rearranged to `pixel * factor - offset`: two operations for each pixel."""
+        std = np.asarray(self.std)
+        return (self.scale / std).astype(np.float32), (np.asarray(self.mean) / std).astype(np.float32)
 
     @property
     def channels(self) -> int:
@@ -108,10 +115,8 @@ class Preprocess(BaseModel):
         """
         image = _fit(decode(data, self.color, max_pixels), self)
         pixels = np.asarray(image, dtype=np.float32).reshape(self.height, self.width, self.channels)
-        # One multiply and one subtraction per pixel: the formula above, rearranged.
-        std = np.asarray(self.std, dtype=np.float32)
-        factor = np.float32(self.scale) / std
-        values = pixels * factor - np.asarray(self.mean, dtype=np.float32) / std
+        factor, offset = self._factor_and_offset()
+        values = pixels * factor - offset
         if self.layout is Layout.CHW:
             values = values.transpose(2, 0, 1)
         return np.ascontiguousarray(values, dtype=np.float32)[None]
@@ -141,13 +146,15 @@ def decode(data: bytes, color: Color, max_pixels: int = MAX_PIXELS) -> Image.Ima
         raise InvalidInput(f"image: truncated or damaged ({type(error).__name__})") from error
 
 
-def _check_header(image: Image.Image, max_pixels: int) -> None:
+def _check_header(image: ImageFile.ImageFile, max_pixels: int) -> None:
     pixels = image.width * image.height
     if pixels > max_pixels:
         raise TooLarge(f"image: {image.width}x{image.height} is {pixels} pixels, the limit is {max_pixels}")
     if getattr(image, "n_frames", 1) != 1:
-        raise InvalidInput(f"image: animated, {getattr(image, 'n_frames', 0)} frames, the limit is 1")
-    if image.mode not in _CONVERTIBLE or "transparency" in image.info:
+        raise InvalidInput(f"image: {getattr(image, 'n_frames', 0)} frames, the limit is 1")
+    # Pillow opens 16 bits for each of red, green and blue as RGB and would drop half of them unseen.
+    deep = any(";16" in str(tile.args) for tile in image.tile)
+    if deep or image.mode not in _CONVERTIBLE or "transparency" in image.info:
         raise InvalidInput(
             f"image: mode {image.mode} has {len(image.getbands())} channels, with transparency or "
             "more than 8 bits or four inks; send gray (1 channel) or RGB (3 channels), 8 bits each"
