@@ -31,6 +31,7 @@ from inference_core.engine import Engine
 from inference_core.trust import sha256
 
 Color = tuple[int, int, int]
+Parts = list[onnx.NodeProto | onnx.TensorProto]
 
 SURE: Color = (255, 0, 0)
 UNSURE: Color = (130, 128, 128)
@@ -195,7 +196,7 @@ def npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
 
 def model_bytes(
-    parts: Sequence[onnx.NodeProto | onnx.TensorProto],
+    parts: Parts,
     inputs: tuple[str, type[np.generic], tuple[int, ...]] = ("input", np.float32, _PIXELS),
     output: tuple[str, type[np.generic], tuple[int, ...]] = ("logits", np.float32, (len(LABELS),)),
 ) -> bytes:
@@ -210,6 +211,11 @@ def model_bytes(
     return bytes(made.SerializeToString(deterministic=True))
 
 
+def pool_and_classify(gain: float = 20.0, bias: Sequence[float] = FULL_BIAS) -> Parts:
+    """The nodes of the whole classifier, from `input` to `logits`."""
+    return [*_pool("input"), *_classify("means", gain, bias, 0)]
+
+
 def constant(name: str, value: object, dtype: type[np.generic] = np.float32) -> onnx.TensorProto:
     """An initializer called `name`."""
     return numpy_helper.from_array(np.asarray(value, dtype), name)
@@ -218,9 +224,6 @@ def constant(name: str, value: object, dtype: type[np.generic] = np.float32) -> 
 def _value(name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> onnx.ValueInfoProto:
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     return helper.make_tensor_value_info(name, kind, ["n", *shape])
-
-
-Parts = list[onnx.NodeProto | onnx.TensorProto]
 
 
 def _pool(source: str) -> Parts:
