@@ -1,0 +1,1 @@
+"""How the shipped bundles were made: their data and their training."""

@@ -1,0 +1,1 @@
+"""How the shipped bundle `models/digits` is made: data, networks and training."""

@@ -1,0 +1,114 @@
+"""From two trained networks and labelled images to a bundle: each stage in turn, then measured."""
+
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from inference_core.bundle import Bundle, TensorInfo
+from inference_core.engine import Engine, TensorSpec
+from inference_core.errors import ModelError
+from inference_core.preprocess import Preprocess
+from toolchain.calibrate import Target, calibrate
+from toolchain.evaluate import evaluate_bundle, run_model
+from toolchain.images import LabelledImage, as_examples
+from toolchain.package import CutPieces, OnnxFile, Pieces, package
+from toolchain.quantize import half_weights, quantize
+from toolchain.split import split
+
+MIN_AGREEMENT = 0.995  # of a cut with the full model, on the test images
+_RANGE_SAMPLES = 256  # from which activation ranges are taken
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a bundle is made from.
+
+    `full` and `edge` are FP32 ONNX files with the same input and output; `cuts` are tensors of `full` by
+    the cut's name. `calibration` chooses ranges and the threshold, `test` only measures. With `half`
+    the weights of the full model and of the tails are stored as FP16.
+    """
+
+    model: str
+    version: str
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    full: bytes
+    edge: bytes
+    cuts: Mapping[str, str]
+    calibration: Sequence[LabelledImage]
+    test: Sequence[LabelledImage]
+    half: bool = False
+    target: Target = field(default_factory=Target)
+
+
+def prepare(recipe: Recipe, folder: Path, *, replace_folder: bool = False) -> Bundle:
+    """Quantize, split, calibrate, package and measure `recipe` into the bundle `folder`.
+
+    Raises `ModelError` when a model cannot be used or a cut agrees with the full model on less than
+    `MIN_AGREEMENT` of the test images, `InvalidInput` for images that do not fit, and `BundleError`
+    when `folder` exists and is not to be replaced.
+    """
+    examples = as_examples(recipe.calibration, recipe.preprocess, recipe.labels)
+    chosen = np.linspace(0, len(examples) - 1, min(_RANGE_SAMPLES, len(examples))).astype(np.int64)
+    samples = examples.inputs[chosen]
+    edge = quantize(recipe.edge, samples, examples.inputs)
+    calibration = calibrate(
+        run_model(edge, examples.inputs),
+        run_model(recipe.full, examples.inputs),
+        examples.classes,
+        recipe.target,
+    )
+    source = Engine(recipe.full, name="full")
+    pieces = Pieces(
+        model=recipe.model,
+        version=recipe.version,
+        input=_tensor_info(source.inputs[0]),
+        output=_tensor_info(source.outputs[0]),
+        input_range=(float(samples.min()), float(samples.max())),
+        preprocess=recipe.preprocess,
+        labels=recipe.labels,
+        full=OnnxFile(_stored(recipe.full, recipe.half), "fp16" if recipe.half else "fp32"),
+        variants={"int8": OnnxFile(edge, "int8"), "fp32": OnnxFile(recipe.edge, "fp32")},
+        edge="int8",
+        cuts=_cut_all(recipe, samples, examples.inputs),
+        calibration=calibration,
+        notes={"onnxruntime": onnxruntime.__version__, "machine": platform.machine()},
+    )
+    return package(_measured(pieces, recipe.test), folder, replace=replace_folder)
+
+
+def _cut_all(
+    recipe: Recipe, samples: NDArray[np.float32], held_out: NDArray[np.float32]
+) -> dict[str, CutPieces]:
+    cuts = {}
+    for name, tensor in recipe.cuts.items():
+        halves = split(recipe.full, tensor, samples, held_out)
+        cuts[name] = CutPieces(halves.head, _stored(halves.tail, recipe.half), halves.boundary)
+    return cuts
+
+
+def _stored(model: bytes, half: bool) -> bytes:
+    return half_weights(model) if half else model
+
+
+def _measured(pieces: Pieces, images: Sequence[LabelledImage]) -> Pieces:
+    """`pieces` with the figures of a bundle made from them."""
+    with tempfile.TemporaryDirectory() as folder:
+        figures = evaluate_bundle(package(pieces, Path(folder) / pieces.model), images)
+    for name, cut in figures.cuts.items():
+        if cut.agreement < MIN_AGREEMENT:
+            raise ModelError(
+                f"cut {name!r} agrees with the full model on {cut.agreement:.2%} of the test images, "
+                f"the limit is {MIN_AGREEMENT:.2%}"
+            )
+    return replace(pieces, figures=figures)
+
+
+def _tensor_info(spec: TensorSpec) -> TensorInfo:
+    return TensorInfo(name=spec.name, datatype=spec.datatype, shape=spec.shape[1:])
