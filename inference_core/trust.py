@@ -65,6 +65,9 @@ def check_model_file(file: str, data: bytes) -> None:
 
 def _tensors(file: str, model: pb.ModelFile) -> Iterator[pb.Tensor]:
     yield from _graph_tensors(file, model.graph)
+    for training in model.training_info:
+        yield from _graph_tensors(file, training.initialization)
+        yield from _graph_tensors(file, training.algorithm)
     for function in model.functions:
         yield from _attribute_tensors(file, function.attribute_proto)
         yield from _node_tensors(file, function.node)

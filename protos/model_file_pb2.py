@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17protos/model_file.proto\x12\x13tandem.modelfile.v1\"\xb4\x01\n\tModelFile\x12\x12\n\nir_version\x18\x01 \x01(\x03\x12)\n\x05graph\x18\x07 \x01(\x0b\x32\x1a.tandem.modelfile.v1.Graph\x12\x36\n\x0copset_import\x18\x08 \x03(\x0b\x32 .tandem.modelfile.v1.OperatorSet\x12\x30\n\tfunctions\x18\x19 \x03(\x0b\x32\x1d.tandem.modelfile.v1.Function\".\n\x0bOperatorSet\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\xa1\x01\n\x05Graph\x12\'\n\x04node\x18\x01 \x03(\x0b\x32\x19.tandem.modelfile.v1.Node\x12\x30\n\x0binitializer\x18\x05 \x03(\x0b\x32\x1b.tandem.modelfile.v1.Tensor\x12=\n\x12sparse_initializer\x18\x0f \x03(\x0b\x32!.tandem.modelfile.v1.SparseTensor\"Z\n\x04Node\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12\x31\n\tattribute\x18\x05 \x03(\x0b\x32\x1e.tandem.modelfile.v1.Attribute\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\"\xa9\x02\n\tAttribute\x12&\n\x01t\x18\x05 \x01(\x0b\x32\x1b.tandem.modelfile.v1.Tensor\x12%\n\x01g\x18\x06 \x01(\x0b\x32\x1a.tandem.modelfile.v1.Graph\x12,\n\x07tensors\x18\n \x03(\x0b\x32\x1b.tandem.modelfile.v1.Tensor\x12*\n\x06graphs\x18\x0b \x03(\x0b\x32\x1a.tandem.modelfile.v1.Graph\x12\x38\n\rsparse_tensor\x18\x16 \x01(\x0b\x32!.tandem.modelfile.v1.SparseTensor\x12\x39\n\x0esparse_tensors\x18\x17 \x03(\x0b\x32!.tandem.modelfile.v1.SparseTensor\"`\n\x06Tensor\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x31\n\rexternal_data\x18\r \x03(\x0b\x32\x1a.tandem.modelfile.v1.Entry\x12\x15\n\rdata_location\x18\x0e \x01(\x05\"i\n\x0cSparseTensor\x12+\n\x06values\x18\x01 \x01(\x0b\x32\x1b.tandem.modelfile.v1.Tensor\x12,\n\x07indices\x18\x02 \x01(\x0b\x32\x1b.tandem.modelfile.v1.Tensor\"#\n\x05\x45ntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"l\n\x08\x46unction\x12\'\n\x04node\x18\x07 \x03(\x0b\x32\x19.tandem.modelfile.v1.Node\x12\x37\n\x0f\x61ttribute_proto\x18\x0b \x03(\x0b\x32\x1e.tandem.modelfile.v1.Attributeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17protos/model_file.proto\x12\x13tandem.modelfile.v1\"\xee\x01\n\tModelFile\x12\x12\n\nir_version\x18\x01 \x01(\x03\x12)\n\x05graph\x18\x07 \x01(\x0b\x32\x1a.tandem.modelfile.v1.Graph\x12\x36\n\x0copset_import\x18\x08 \x03(\x0b\x32 .tandem.modelfile.v1.OperatorSet\x12\x38\n\rtraining_info\x18\x14 \x03(\x0b\x32!.tandem.modelfile.v1.TrainingInfo\x12\x30\n\tfunctions\x18\x19 \x03(\x0b\x32\x1d.tandem.modelfile.v1.Function\"q\n\x0cTrainingInfo\x12\x32\n\x0einitialization\x18\x01 \x01(\x0b\x32\x1a.tandem.modelfile.v1.Graph\x12-\n\talgorithm\x18\x02 \x01(\x0b\x32\x1a.tandem.modelfile.v1.Graph\".\n\x0bOperatorSet\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\xa1\x01\n\x05Graph\x12\'\n\x04node\x18\x01 \x03(\x0b\x32\x19.tandem.modelfile.v1.Node\x12\x30\n\x0binitializer\x18\x05 \x03(\x0b\x32\x1b.tandem.modelfile.v1.Tensor\x12=\n\x12sparse_initializer\x18\x0f \x03(\x0b\x32!.tandem.modelfile.v1.SparseTensor\"Z\n\x04Node\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12\x31\n\tattribute\x18\x05 \x03(\x0b\x32\x1e.tandem.modelfile.v1.Attribute\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\"\xa9\x02\n\tAttribute\x12&\n\x01t\x18\x05 \x01(\x0b\x32\x1b.tandem.modelfile.v1.Tensor\x12%\n\x01g\x18\x06 \x01(\x0b\x32\x1a.tandem.modelfile.v1.Graph\x12,\n\x07tensors\x18\n \x03(\x0b\x32\x1b.tandem.modelfile.v1.Tensor\x12*\n\x06graphs\x18\x0b \x03(\x0b\x32\x1a.tandem.modelfile.v1.Graph\x12\x38\n\rsparse_tensor\x18\x16 \x01(\x0b\x32!.tandem.modelfile.v1.SparseTensor\x12\x39\n\x0esparse_tensors\x18\x17 \x03(\x0b\x32!.tandem.modelfile.v1.SparseTensor\"`\n\x06Tensor\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x31\n\rexternal_data\x18\r \x03(\x0b\x32\x1a.tandem.modelfile.v1.Entry\x12\x15\n\rdata_location\x18\x0e \x01(\x05\"i\n\x0cSparseTensor\x12+\n\x06values\x18\x01 \x01(\x0b\x32\x1b.tandem.modelfile.v1.Tensor\x12,\n\x07indices\x18\x02 \x01(\x0b\x32\x1b.tandem.modelfile.v1.Tensor\"#\n\x05\x45ntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"l\n\x08\x46unction\x12\'\n\x04node\x18\x07 \x03(\x0b\x32\x19.tandem.modelfile.v1.Node\x12\x37\n\x0f\x61ttribute_proto\x18\x0b \x03(\x0b\x32\x1e.tandem.modelfile.v1.Attributeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,21 +32,23 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.model_file_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELFILE']._serialized_start=49
-  _globals['_MODELFILE']._serialized_end=229
-  _globals['_OPERATORSET']._serialized_start=231
-  _globals['_OPERATORSET']._serialized_end=277
-  _globals['_GRAPH']._serialized_start=280
-  _globals['_GRAPH']._serialized_end=441
-  _globals['_NODE']._serialized_start=443
-  _globals['_NODE']._serialized_end=533
-  _globals['_ATTRIBUTE']._serialized_start=536
-  _globals['_ATTRIBUTE']._serialized_end=833
-  _globals['_TENSOR']._serialized_start=835
-  _globals['_TENSOR']._serialized_end=931
-  _globals['_SPARSETENSOR']._serialized_start=933
-  _globals['_SPARSETENSOR']._serialized_end=1038
-  _globals['_ENTRY']._serialized_start=1040
-  _globals['_ENTRY']._serialized_end=1075
-  _globals['_FUNCTION']._serialized_start=1077
-  _globals['_FUNCTION']._serialized_end=1185
+  _globals['_MODELFILE']._serialized_end=287
+  _globals['_TRAININGINFO']._serialized_start=289
+  _globals['_TRAININGINFO']._serialized_end=402
+  _globals['_OPERATORSET']._serialized_start=404
+  _globals['_OPERATORSET']._serialized_end=450
+  _globals['_GRAPH']._serialized_start=453
+  _globals['_GRAPH']._serialized_end=614
+  _globals['_NODE']._serialized_start=616
+  _globals['_NODE']._serialized_end=706
+  _globals['_ATTRIBUTE']._serialized_start=709
+  _globals['_ATTRIBUTE']._serialized_end=1006
+  _globals['_TENSOR']._serialized_start=1008
+  _globals['_TENSOR']._serialized_end=1104
+  _globals['_SPARSETENSOR']._serialized_start=1106
+  _globals['_SPARSETENSOR']._serialized_end=1211
+  _globals['_ENTRY']._serialized_start=1213
+  _globals['_ENTRY']._serialized_end=1248
+  _globals['_FUNCTION']._serialized_start=1250
+  _globals['_FUNCTION']._serialized_end=1358
 # @@protoc_insertion_point(module_scope)

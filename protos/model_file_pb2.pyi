@@ -7,16 +7,26 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ModelFile(_message.Message):
-    __slots__ = ("ir_version", "graph", "opset_import", "functions")
+    __slots__ = ("ir_version", "graph", "opset_import", "training_info", "functions")
     IR_VERSION_FIELD_NUMBER: _ClassVar[int]
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     OPSET_IMPORT_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_INFO_FIELD_NUMBER: _ClassVar[int]
     FUNCTIONS_FIELD_NUMBER: _ClassVar[int]
     ir_version: int
     graph: Graph
     opset_import: _containers.RepeatedCompositeFieldContainer[OperatorSet]
+    training_info: _containers.RepeatedCompositeFieldContainer[TrainingInfo]
     functions: _containers.RepeatedCompositeFieldContainer[Function]
-    def __init__(self, ir_version: _Optional[int] = ..., graph: _Optional[_Union[Graph, _Mapping]] = ..., opset_import: _Optional[_Iterable[_Union[OperatorSet, _Mapping]]] = ..., functions: _Optional[_Iterable[_Union[Function, _Mapping]]] = ...) -> None: ...
+    def __init__(self, ir_version: _Optional[int] = ..., graph: _Optional[_Union[Graph, _Mapping]] = ..., opset_import: _Optional[_Iterable[_Union[OperatorSet, _Mapping]]] = ..., training_info: _Optional[_Iterable[_Union[TrainingInfo, _Mapping]]] = ..., functions: _Optional[_Iterable[_Union[Function, _Mapping]]] = ...) -> None: ...
+
+class TrainingInfo(_message.Message):
+    __slots__ = ("initialization", "algorithm")
+    INITIALIZATION_FIELD_NUMBER: _ClassVar[int]
+    ALGORITHM_FIELD_NUMBER: _ClassVar[int]
+    initialization: Graph
+    algorithm: Graph
+    def __init__(self, initialization: _Optional[_Union[Graph, _Mapping]] = ..., algorithm: _Optional[_Union[Graph, _Mapping]] = ...) -> None: ...
 
 class OperatorSet(_message.Message):
     __slots__ = ("domain", "version")
