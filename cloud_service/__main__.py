@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import uvloop
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, disable_created_metrics
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -36,6 +36,7 @@ async def serve(settings: Settings) -> int:
         asyncio.get_running_loop().add_signal_handler(name, stopping.set)
 
     # What it is made of. One thread runs the models: ONNX Runtime spreads a run over the cores itself.
+    disable_created_metrics()
     registry = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)

@@ -155,6 +155,7 @@ def _image_model(full: Served, bundle: Bundle, settings: Settings) -> list[Serve
     rules = bundle.manifest.preprocess
     if rules is None:
         return []
+    rules.warm_up()
     images = Images(rules, bundle.manifest.input.name, settings.max_pixels, settings.max_batch_size)
     name = f"{full.name}.{IMAGE}"
     return [Served(name, full.version, full.digest, full.engine, full.batcher, images)]

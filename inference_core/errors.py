@@ -58,10 +58,12 @@ class VersionMismatch(ModelError):
 class CloudUnavailable(TandemError):
     """The cloud gave no usable answer. Never reaches the device: the edge answers instead.
 
-    `reason` is what the Outcome and the metrics say happened; a bounded set of words.
+    `reason` is what the Outcome and the metrics say happened; a bounded set of words. `bytes_up` is what
+    had been handed to the link by then.
     """
 
     reason: str = "cloud_unreachable"
+    bytes_up: int = 0
 
 
 class CloudUnreachable(CloudUnavailable):

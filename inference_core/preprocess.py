@@ -121,6 +121,13 @@ class Preprocess(BaseModel):
             values = values.transpose(2, 0, 1)
         return np.ascontiguousarray(values, dtype=np.float32)[None]
 
+    def warm_up(self) -> None:
+        """Decode one small image of each format, so that the first request need not load the decoders."""
+        for form in FORMATS:
+            encoded = io.BytesIO()
+            Image.new(_MODES[self.color], (8, 8)).save(encoded, form)
+            self.tensor(encoded.getvalue())
+
 
 def decode(data: bytes, color: Color, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image in `data`, upright and in `color`.

@@ -1,0 +1,145 @@
+"""Every metric of the edge node, declared once, on a registry that is passed in."""
+
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from edge_node.breaker import State
+from edge_node.model_slot import LoadedModel
+from edge_node.outcome import Outcome
+from edge_node.policy import Route, Source
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.08, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+RATIOS = tuple(step / 20 for step in range(1, 21))
+STAGES = ("preprocess", "edge", "head", "cloud")
+
+
+class Metrics:
+    """The counters, gauges and histograms of one process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self.requests = Counter(
+            "tandem_requests", "Samples answered, by whose answer and why.",
+            ["model", "source", "reason"], registry=registry,
+        )  # fmt: skip
+        self.seconds = Histogram(
+            "tandem_request_duration_seconds", "From the arrival of a request to its answer.",
+            ["model", "source"], buckets=SECONDS, registry=registry,
+        )  # fmt: skip
+        self.stages = Histogram(
+            "tandem_stage_duration_seconds", "Time of one stage: preprocess, edge, head or cloud.",
+            ["model", "stage"], buckets=SECONDS, registry=registry,
+        )  # fmt: skip
+        self.confidence = Histogram(
+            "tandem_confidence", "Calibrated confidence of the edge model's answers.",
+            ["model"], buckets=RATIOS, registry=registry,
+        )  # fmt: skip
+        self.threshold = Gauge(
+            "tandem_threshold", "Confidence from which the edge is trusted, unless a request says.",
+            ["model"], registry=registry,
+        )  # fmt: skip
+        self.escalations = Counter(
+            "tandem_escalations", "Calls made to the cloud, by what went up.",
+            ["model", "route"], registry=registry,
+        )  # fmt: skip
+        self.fallbacks = Counter(
+            "tandem_fallbacks", "Answers given by the edge in the cloud's place, by why.",
+            ["model", "reason"], registry=registry,
+        )  # fmt: skip
+        self.bytes = Counter(
+            "tandem_escalation_bytes", "Bytes of escalations, answered or not.",
+            ["model", "direction"], registry=registry,
+        )  # fmt: skip
+        self.agreement = Counter(
+            "tandem_agreement", "Escalated samples that both answered, by whether they agree.",
+            ["model", "agree"], registry=registry,
+        )  # fmt: skip
+        self.refused = Counter(
+            "tandem_refused_requests", "Requests answered with an error, by interface and status.",
+            ["api", "status"], registry=registry,
+        )  # fmt: skip
+        self.inflight = Gauge("tandem_inflight_requests", "Samples being answered.", registry=registry)
+        self.breaker = Gauge(
+            "tandem_breaker_state", "0 closed, 1 half open, 2 open.", ["peer"], registry=registry
+        )
+        self.breaker_transitions = Counter(
+            "tandem_breaker_transitions", "Changes of the breaker's state.", ["peer", "to"], registry=registry
+        )
+        self.connected = Gauge(
+            "tandem_cloud_connected", "1 while there is a connection.", ["peer"], registry=registry
+        )
+        self.model_info = Gauge(
+            "tandem_model_info", "1 for each model served.",
+            ["model", "version", "variant", "precision", "digest"], registry=registry,
+        )  # fmt: skip
+        method = ["grpc_type", "grpc_service", "grpc_method"]
+        self.grpc_started = Counter("grpc_server_started", "gRPC calls started.", method, registry=registry)
+        self.grpc_handled = Counter(
+            "grpc_server_handled", "gRPC calls ended, by status.", [*method, "grpc_code"], registry=registry
+        )
+        self.grpc_seconds = Histogram(
+            "grpc_server_handling_seconds", "Time to handle a gRPC call.",
+            method, buckets=SECONDS, registry=registry,
+        )  # fmt: skip
+
+    def record(self, outcome: Outcome) -> None:
+        """Count one answered sample, once, under what really happened to it."""
+        model, source = outcome.model.name, outcome.source
+        self.requests.labels(model, source, outcome.reason).inc()
+        for stage in STAGES:
+            if stage in outcome.timings_ms:
+                self.stages.labels(model, stage).observe(outcome.timings_ms[stage] / 1000)
+        self.seconds.labels(model, source).observe(outcome.timings_ms["total"] / 1000)
+        if outcome.edge is not None:
+            self.confidence.labels(model).observe(outcome.edge.confidence)
+        if source is Source.EDGE_FALLBACK:
+            self.fallbacks.labels(model, outcome.reason).inc()
+        self.bytes.labels(model, "up").inc(outcome.bytes_up)
+        self.bytes.labels(model, "down").inc(outcome.bytes_down)
+        if source is Source.CLOUD and outcome.edge is not None:
+            agree = outcome.edge.index == outcome.prediction.index
+            self.agreement.labels(model, str(agree).lower()).inc()
+
+    def escalated(self, model: str, route: Route) -> None:
+        """Count one call to the cloud, at the moment it is made."""
+        self.escalations.labels(model, route).inc()
+
+    def add_model(self, model: LoadedModel) -> None:
+        """Show a model, with its usual series at zero, so that the first event is a rise."""
+        name, variant = model.name, model.manifest.edge_variant
+        self.model_info.labels(
+            name, model.manifest.version, variant.name, variant.precision, model.digest[:12]
+        ).set(1)
+        self.threshold.labels(name).set(model.defaults.threshold or 0.0)
+        for source, reason in (
+            (Source.EDGE, "confident"),
+            (Source.CLOUD, "low_confidence"),
+            (Source.EDGE_FALLBACK, "cloud_unreachable"),
+        ):
+            self.requests.labels(name, source, reason)
+        for reason in ("cloud_unreachable", "deadline", "breaker_open", "overloaded"):
+            self.fallbacks.labels(name, reason)
+        for route in (Route.INPUT, Route.FEATURES):
+            self.escalations.labels(name, route)
+        for direction in ("up", "down"):
+            self.bytes.labels(name, direction)
+        for agree in ("true", "false"):
+            self.agreement.labels(name, agree)
+
+    def add_peer(self, peer: str) -> None:
+        """Show a cloud that is not connected yet, its breaker closed."""
+        self.connected.labels(peer).set(0)
+        self.breaker.labels(peer).set(State.CLOSED)
+        for state in State:
+            self.breaker_transitions.labels(peer, state.name.lower())
+
+    def breaker_changed(self, peer: str, state: State) -> None:
+        """Show and count a change of the breaker's state."""
+        self.breaker.labels(peer).set(state)
+        self.breaker_transitions.labels(peer, state.name.lower()).inc()
+
+    def serve(self, host: str, port: int) -> tuple[WSGIServer, int]:
+        """Serve `/metrics` from a thread; the server and its port. Raises `OSError` for a taken port."""
+        server, _ = start_http_server(port, host, registry=self._registry)
+        return server, int(server.server_port)

@@ -1,0 +1,144 @@
+"""The loaded model of each name. A request takes it once and keeps it to the end."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_node.policy import Mode, check_mode
+from edge_node.settings import Preferences, Settings
+from inference_core.bundle import Bundle, Manifest, load_bundle
+from inference_core.confidence import Floats, score, softmax
+from inference_core.engine import Engine, TensorSpec
+from inference_core.errors import BundleError, InvalidInput, ModelNotFound, Overloaded
+from inference_core.tensors import Tensors
+
+PROVIDERS = ("CPUExecutionProvider",)
+_MARGIN_S = 0.005
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A bundle as the edge serves it: the edge model, the head of each cut, and how they are used.
+
+    `reserve_s` is what an answer by the edge model alone may take: twice its slowest warm-up run, and a
+    margin. `defaults` are the settings of this model.
+    """
+
+    manifest: Manifest
+    digest: str
+    edge: Engine
+    heads: Mapping[str, Engine]
+    reserve_s: float
+    defaults: Preferences
+
+    @property
+    def name(self) -> str:
+        """The name that requests use."""
+        return self.manifest.model
+
+    @property
+    def input(self) -> TensorSpec:
+        """What the model takes, with a free batch axis."""
+        tensor = self.manifest.input
+        return TensorSpec(tensor.name, tensor.datatype, (-1, *tensor.shape))
+
+    def run_edge(self, tensor: NDArray[np.generic]) -> NDArray[np.float32]:
+        """The edge model's logits, float32 `[1, classes]`, for one sample."""
+        return self.edge.run({self.manifest.input.name: tensor})[self.manifest.output.name]
+
+    def run_head(self, cut: str, tensor: NDArray[np.generic]) -> Tensors:
+        """The features at `cut` for one sample, as they go up."""
+        return self.heads[cut].run({self.manifest.input.name: tensor})
+
+    def calibrated(self, logits: NDArray[np.float32]) -> tuple[Floats, float]:
+        """The edge's class probabilities, shape `[classes]`, and the confidence held against a threshold."""
+        calibration = self.manifest.calibration
+        probabilities = softmax(logits[0], calibration.temperature)
+        return probabilities, float(score(probabilities, calibration.scorer))
+
+
+class ModelSlots:
+    """Every served model by name. Empty, and not ready, until `load` has ended well."""
+
+    def __init__(self) -> None:
+        self._loaded: Mapping[str, LoadedModel] = {}
+        self.ready = False
+
+    def get(self, name: str, version: str = "") -> LoadedModel:
+        """The model called `name`; an empty version stands for whichever is served.
+
+        Raises `Overloaded` while loading and `ModelNotFound`.
+        """
+        if not self._loaded:
+            raise Overloaded("the models are still loading")
+        model = self._loaded.get(name)
+        if model is None:
+            raise ModelNotFound(f"model: {name!r} is not served here, only {', '.join(sorted(self._loaded))}")
+        if version not in ("", model.manifest.version):
+            raise ModelNotFound(
+                f"version: {version!r} of model {name!r} is not served here, only {model.manifest.version!r}"
+            )
+        return model
+
+    def all(self) -> list[LoadedModel]:
+        """Every served model, by name."""
+        return [self._loaded[name] for name in sorted(self._loaded)]
+
+    def load(self, models: list[LoadedModel]) -> None:
+        """Serve exactly these, from now on. Raises `BundleError` when two share a name."""
+        by_name = {model.name: model for model in models}
+        if len(by_name) != len(models):
+            names = [model.name for model in models]
+            raise BundleError(f"two bundles are of model {next(n for n in names if names.count(n) > 1)!r}")
+        self._loaded = by_name
+        self.ready = True
+
+
+def load_models(settings: Settings) -> list[LoadedModel]:
+    """All bundles in the settings, warmed up and true to their golden outputs.
+
+    Raises `BundleError`, which names the folder, the file and the rule that it breaks, and also when the
+    settings ask of a model what its bundle does not have.
+    """
+    models = [_load(load_bundle(Path(folder)), settings) for folder in settings.bundles]
+    unknown = settings.models.keys() - {model.name for model in models}
+    if unknown:
+        raise BundleError(f"EDGE_MODELS: no bundle is of model {min(unknown)!r}")
+    return models
+
+
+def _load(bundle: Bundle, settings: Settings) -> LoadedModel:
+    manifest = bundle.manifest
+    own = settings.models.get(manifest.model, Preferences())
+    mode = own.mode or settings.mode
+    defaults = Preferences(
+        mode=mode,
+        cut=own.cut if mode is Mode.SPLIT else None,
+        deadline_ms=own.deadline_ms or settings.deadline_ms,
+        threshold=manifest.calibration.threshold if own.threshold is None else own.threshold,
+    )
+    try:
+        check_mode(mode, own.cut, tuple(cut.name for cut in manifest.cuts))
+    except InvalidInput as error:
+        raise BundleError(f"the settings of model {manifest.model!r}: {error}") from error
+    if manifest.preprocess is not None:
+        manifest.preprocess.warm_up()
+    edge = bundle.engine(manifest.edge_variant, threads=settings.threads, providers=PROVIDERS)
+    slowest = edge.warm_up(bundle.sample(manifest.edge_variant))
+    heads = {
+        cut.name: bundle.engine(cut.head, threads=settings.threads, providers=PROVIDERS)
+        for cut in manifest.cuts
+    }
+    for cut in manifest.cuts:
+        heads[cut.name].warm_up(bundle.sample(cut.head))
+    _log.info(
+        "serving %s version %s from %s: %s, one run %.2f ms, mode %s, threshold %.4f, deadline %s ms",
+        manifest.model, manifest.version, bundle.folder, manifest.edge_variant.file, slowest * 1000,
+        mode, defaults.threshold, defaults.deadline_ms,
+    )  # fmt: skip
+    return LoadedModel(manifest, bundle.digest, edge, heads, 2 * slowest + _MARGIN_S, defaults)

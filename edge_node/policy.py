@@ -1,0 +1,113 @@
+"""Who answers a request, and what goes up. Pure: numbers in, a decision out."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from inference_core.errors import InvalidInput
+
+
+class Mode(StrEnum):
+    """How a model's requests are answered; `docs/request-path.md` tells them apart."""
+
+    EDGE = "edge"
+    CLOUD = "cloud"
+    CASCADE = "cascade"
+    SPLIT = "split"
+    AUTO = "auto"
+
+
+class Payload(StrEnum):
+    """What goes up for a request that came as an image."""
+
+    SMALLEST = "smallest"
+    TENSOR = "tensor"
+
+
+class Route(StrEnum):
+    """Where the answer is to come from: here, or the cloud given the input or the features at a cut."""
+
+    EDGE = "edge"
+    INPUT = "input"
+    FEATURES = "features"
+
+
+class Source(StrEnum):
+    """Whose answer the device gets."""
+
+    EDGE = "edge"
+    CLOUD = "cloud"
+    EDGE_FALLBACK = "edge_fallback"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The route and why. `degraded` says that the policy wanted the cloud and cannot have it."""
+
+    route: Route
+    reason: str
+    degraded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Seconds: what the request has left, and what of it an answer by the edge alone would take."""
+
+    left_s: float
+    reserve_s: float
+
+    @property
+    def cloud_s(self) -> float:
+        """What the cloud may take, so that an answer from here would still be in time."""
+        return self.left_s - self.reserve_s
+
+
+# Under this the call would only burn the cloud's time: a loopback round trip takes about as long.
+LEAST_CLOUD_S = 0.001
+
+
+def check_mode(mode: Mode, cut: str | None, cuts: tuple[str, ...]) -> str | None:
+    """The cut that `mode` works with, or None. Raises `InvalidInput` for a pair that cannot be served."""
+    if mode is Mode.AUTO:
+        raise InvalidInput("mode: 'auto' is not available yet; use edge, cloud, cascade or split")
+    if mode is not Mode.SPLIT:
+        if cut is not None:
+            raise InvalidInput(f"cut: only mode 'split' takes a cut, the mode is {mode.value!r}")
+        return None
+    if not cuts:
+        raise InvalidInput("mode: 'split' needs a cut, and this model's bundle has none")
+    if cut is None:
+        return cuts[0]
+    if cut not in cuts:
+        raise InvalidInput(f"cut: {cut!r} is not one of {', '.join(cuts)}")
+    return cut
+
+
+def edge_first(mode: Mode) -> bool:
+    """Whether the edge model runs before anyone decides."""
+    return mode in (Mode.EDGE, Mode.CASCADE)
+
+
+def decide(
+    mode: Mode, confidence: float | None, threshold: float, budget: Budget, *, has_cloud: bool
+) -> Decision:
+    """Where the answer comes from.
+
+    `confidence` is the edge answer's, None when the edge model has not run; it is trusted from
+    `threshold` on.
+    """
+    if mode is Mode.EDGE:
+        return Decision(Route.EDGE, "mode")
+    if mode is Mode.CASCADE and confidence is not None and confidence >= threshold:
+        return Decision(Route.EDGE, "confident")
+    if not has_cloud:
+        return Decision(Route.EDGE, "no_cloud", degraded=True)
+    if budget.cloud_s < LEAST_CLOUD_S:
+        return Decision(Route.EDGE, "budget", degraded=True)
+    if mode is Mode.SPLIT:
+        return Decision(Route.FEATURES, "mode")
+    return Decision(Route.INPUT, "low_confidence" if mode is Mode.CASCADE else "mode")
+
+
+def send_original(payload: Payload, original_bytes: int | None, tensor_bytes: int) -> bool:
+    """Whether the encoded image goes up instead of the tensor; `original_bytes` is None without one."""
+    return payload is Payload.SMALLEST and original_bytes is not None and original_bytes <= tensor_bytes

@@ -1,0 +1,147 @@
+"""The edge node's settings: from `EDGE_*` in the environment, then from a TOML file, then defaults."""
+
+import difflib
+import os
+import platform
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
+
+from edge_node.policy import Mode, Payload
+
+PREFIX = "EDGE_"
+MAX_DEADLINE_MS = 60_000
+Port = Annotated[int, Field(ge=0, le=65535)]
+Milliseconds = Annotated[int, Field(ge=1, le=MAX_DEADLINE_MS)]
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+class Preferences(BaseModel):
+    """How samples are to be answered: said by a request, or by the settings for a model.
+
+    None leaves it open: the request's word goes before the model's settings, those before the service's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Annotated[Mode | None, Field(description="who may answer: edge, cloud, cascade or split")] = None
+    cut: Annotated[str | None, Field(description="where mode 'split' cuts; the first cut if not given")] = (
+        None
+    )
+    deadline_ms: Annotated[Milliseconds | None, Field(description="milliseconds until the answer is due")] = (
+        None
+    )
+    threshold: Annotated[
+        Annotated[float, Field(ge=0, le=1)] | None,
+        Field(description="confidence from which the edge is trusted"),
+    ] = None
+
+
+class Settings(BaseSettings):
+    """Every setting with its unit and default; frozen, so that what was logged at start stays true."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    bundles: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split), Field(min_length=1)] = Field(
+        (Path("models/digits"),), description="bundle folders, comma separated"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    http_port: Port = Field(8000, description="port of the REST interfaces; 0 picks a free one")
+    grpc_port: Port = Field(8001, description="port of the gRPC interface; 0 picks a free one")
+    metrics_port: Port = Field(8002, description="port of /metrics; 0 picks a free one")
+    cloud: str = Field("127.0.0.1:9001", description="host:port of the cloud's gRPC; empty for no cloud")
+    mode: Mode = Field(Mode.CASCADE, description="edge, cloud, cascade or split, unless a request says")
+    deadline_ms: Milliseconds = Field(200, description="milliseconds to an answer, unless a request says")
+    models: dict[str, Preferences] = Field(
+        default_factory=dict,
+        description='JSON of mode, cut, deadline_ms, threshold per model: {"digits": {"mode": "edge"}}',
+    )
+    payload: Payload = Field(
+        Payload.SMALLEST,
+        description="what goes up for an image: smallest of image and tensor, or always tensor",
+    )
+    node_id: str = Field(
+        default_factory=platform.node,
+        min_length=1,
+        max_length=128,
+        description="this node's name in logs; default is the host's name",
+    )
+    threads: int = Field(1, ge=0, le=256, description="threads of one model run; 0 is one per core")
+    workers: int = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        ge=1,
+        le=256,
+        description="model runs at the same time; default is one per core",
+    )
+    max_inflight: int = Field(128, ge=1, le=100_000, description="requests being answered; more are told 503")
+    max_rows: int = Field(64, ge=1, le=1024, description="samples in one Open Inference request, at most")
+    max_body_bytes: int = Field(16 << 20, ge=1024, le=1 << 30, description="bytes of one request, at most")
+    max_pixels: int = Field(
+        16_000_000, ge=1, le=89_000_000, description="pixels of one image, at most, judged before decoding"
+    )
+    connect_timeout_ms: int = Field(
+        2000, ge=100, le=60_000, description="milliseconds one attempt to connect to the cloud may take"
+    )
+    breaker_failures: int = Field(
+        5, ge=1, le=1000, description="failures in a row after which the cloud is left alone"
+    )
+    breaker_open_ms: int = Field(
+        1000, ge=10, le=600_000, description="milliseconds the cloud is left alone before the next try"
+    )
+    shutdown_ms: int = Field(
+        5000, ge=0, le=600_000, description="milliseconds that requests in flight get at shutdown"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level logged")
+    log_format: Literal["text", "json"] = Field("text", description="one line per record: text or json")
+
+
+def load_settings(config: Path | None) -> Settings:
+    """Settings from the environment and, when given, the TOML file `config`.
+
+    Raises `ValueError` with one line per wrong setting: its name, value and limit.
+    """
+    values: dict[str, Any] = {}
+    if config is not None:
+        try:
+            values = tomllib.loads(config.read_text())
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ValueError(f"{config}: {error}") from error
+    try:
+        # what is in the environment goes before what is in the file
+        return Settings(**{**values, **EnvSettingsSource(Settings)()})
+    except ValidationError as error:
+        lines = (
+            f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}, got {e['input']!r}"
+            for e in error.errors()
+        )
+        raise ValueError("\n".join(lines)) from error
+
+
+def config_path() -> Path | None:
+    """The settings file named by `EDGE_CONFIG`, if any."""
+    value = os.environ.get(f"{PREFIX}CONFIG")
+    return Path(value) if value else None
+
+
+def misspelt_variables() -> dict[str, str]:
+    """Variables of the environment that are no setting but look like one, and which one."""
+    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields} | {f"{PREFIX}CONFIG"}
+    strange = (name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    close = {name: difflib.get_close_matches(name, known, 1, 0.8) for name in sorted(strange)}
+    return {name: matches[0] for name, matches in close.items() if matches}
+
+
+def describe() -> str:
+    """Every setting on a line of its own: name, default, meaning."""
+    lines = []
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        lines.append(f"  {PREFIX}{name.upper():<20} {shown!s:<16} {field.description}")
+    return "\n".join(lines)
