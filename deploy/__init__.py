@@ -1,0 +1,1 @@
+"""What Tandem's containers and their monitoring are made of."""
