@@ -36,7 +36,7 @@ async def serve(settings: Settings) -> int:
         asyncio.get_running_loop().add_signal_handler(name, stopping.set)
 
     # What it is made of. One thread runs the models: ONNX Runtime spreads a run over the cores itself.
-    disable_created_metrics()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
