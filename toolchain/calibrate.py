@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_core.bundle import Calibration, CurvePoint
 from inference_core.confidence import Floats, Scorer, score, softmax
 from inference_core.errors import InvalidInput
+from inference_core.manifest import Calibration, CurvePoint
 
 Logits = NDArray[np.float32]
 Classes = NDArray[np.int64]

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from inference_core.bundle import Bundle, Calibration, Cut, File
+from inference_core.bundle import Bundle
 from inference_core.confidence import score, softmax
 from inference_core.engine import Engine
 from inference_core.errors import InvalidInput, ModelError
+from inference_core.manifest import Calibration, Cut, File
 from inference_core.tensors import Tensors
 from toolchain.images import Examples, LabelledImage, as_examples
 from toolchain.progress import track
@@ -91,23 +92,18 @@ def evaluate_bundle(bundle: Bundle, images: Sequence[LabelledImage]) -> Figures:
     if manifest.preprocess is None:
         raise InvalidInput(f"{manifest.model}: takes tensors, so it cannot be measured on images")
     examples = as_examples(images, manifest.preprocess, manifest.labels)
-    files = [manifest.full, *manifest.variants, *(file for cut in manifest.cuts for file in _halves(cut))]
-    engines = {file.file: bundle.engine(file, threads=1, providers=CPU) for file in files}
-    outputs = _run_all(bundle, engines, examples)
-    times = latencies(
-        {
-            name: _once(engines[name], sample)
-            for name, sample in _first_samples(bundle, outputs, examples).items()
-        }
-    )
+    runs = _run_all(bundle, examples)
+    full, edge = runs[manifest.full.file].logits, runs[manifest.edge_variant.file].logits
+    answers, escalated = cascade(edge, full, manifest.calibration)
 
     def figures(file: File) -> ModelFigures:
-        share = accuracy(outputs[file.file][manifest.output.name], examples.classes)
-        return ModelFigures(share, times[file.file], file.bytes)
+        measured = runs[file.file]
+        return ModelFigures(accuracy(measured.logits, examples.classes), measured.ms, file.bytes)
 
-    full = outputs[manifest.full.file][manifest.output.name]
-    edge = outputs[manifest.edge_variant.file][manifest.output.name]
-    right, escalated = cascade(edge, full, manifest.calibration)
+    def cut_figures(cut: Cut) -> CutFigures:
+        head, tail = runs[cut.head.file], runs[cut.tail.file]
+        return CutFigures(agreement(tail.logits, full), cut.bytes, head.ms, tail.ms)
+
     return Figures(
         samples=len(examples),
         full=figures(manifest.full),
@@ -115,17 +111,9 @@ def evaluate_bundle(bundle: Bundle, images: Sequence[LabelledImage]) -> Figures:
         edge=manifest.edge,
         threshold=manifest.calibration.threshold,
         escalated=float(escalated.mean()),
-        cascade_accuracy=float((right == examples.classes).mean()),
+        cascade_accuracy=float((answers == examples.classes).mean()),
         image_bytes=examples.image_bytes,
-        cuts={
-            cut.name: CutFigures(
-                agreement(outputs[cut.tail.file][manifest.output.name], full),
-                cut.bytes,
-                times[cut.head.file],
-                times[cut.tail.file],
-            )
-            for cut in manifest.cuts
-        },
+        cuts={cut.name: cut_figures(cut) for cut in manifest.cuts},
     )
 
 
@@ -217,29 +205,41 @@ def _row(figures: ModelFigures) -> tuple[str, str, str]:
     return f"{figures.accuracy:.2%}", f"{figures.ms:.3f}", f"{figures.bytes:,}"
 
 
-def _halves(cut: Cut) -> tuple[File, File]:
-    return cut.head, cut.tail
+@dataclass(frozen=True)
+class _Run:
+    """What one file answered on the images, and its median milliseconds for one; a head has no logits."""
+
+    logits: Logits
+    ms: float
 
 
-def _run_all(bundle: Bundle, engines: Mapping[str, Engine], examples: Examples) -> dict[str, Tensors]:
-    """The outputs of every file on all examples; tails are fed by their heads."""
-    tails = {cut.tail.file: cut.head.file for cut in bundle.manifest.cuts}
-    outputs: dict[str, Tensors] = {}
-    for name, engine in engines.items():
-        fed = outputs[tails[name]] if name in tails else {bundle.manifest.input.name: examples.inputs}
-        outputs[name] = run(engine, fed, name)
-    return outputs
-
-
-def _first_samples(bundle: Bundle, outputs: Mapping[str, Tensors], examples: Examples) -> dict[str, Tensors]:
-    """One sample as the inputs of each file."""
-    tails = {cut.tail.file: cut.head.file for cut in bundle.manifest.cuts}
-    one = {bundle.manifest.input.name: examples.inputs[:1]}
+def _run_all(bundle: Bundle, examples: Examples) -> dict[str, _Run]:
+    """Every ONNX file of `bundle`, by its name; tails are fed what their heads answer."""
+    manifest = bundle.manifest
+    start: Tensors = {manifest.input.name: examples.inputs}
+    feeds = {file.file: start for file in (manifest.full, *manifest.variants)}
+    engines = {file.file: _engine(bundle, file) for file in (manifest.full, *manifest.variants)}
+    for cut in manifest.cuts:
+        for half in (cut.head, cut.tail):
+            engines[half.file] = _engine(bundle, half)
+        feeds[cut.head.file] = start
+        feeds[cut.tail.file] = run(engines[cut.head.file], start, cut.head.file)
+    calls = {name: _once(engines[name], feed) for name, feed in feeds.items()}
+    times = latencies(calls)
+    heads = {cut.head.file for cut in manifest.cuts}
+    none = np.empty((0, len(manifest.labels)), np.float32)
     return {
-        name: {key: array[:1] for key, array in outputs[tails[name]].items()} if name in tails else one
-        for name in outputs
+        name: _Run(
+            none if name in heads else run(engines[name], feed, name)[manifest.output.name], times[name]
+        )
+        for name, feed in feeds.items()
     }
 
 
-def _once(engine: Engine, sample: Tensors) -> Callable[[], object]:
-    return lambda: engine.run(sample)
+def _engine(bundle: Bundle, file: File) -> Engine:
+    return bundle.engine(file, threads=1, providers=CPU)
+
+
+def _once(engine: Engine, inputs: Tensors) -> Callable[[], object]:
+    first = {name: array[:1] for name, array in inputs.items()}
+    return lambda: engine.run(first)

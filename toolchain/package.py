@@ -13,21 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_core import trust
-from inference_core.bundle import (
-    FORMAT,
-    MANIFEST,
-    Bundle,
-    Calibration,
-    Cut,
-    File,
-    Golden,
-    Manifest,
-    TensorInfo,
-    Variant,
-    load_bundle,
-)
+from inference_core.bundle import MANIFEST, Bundle, load_bundle
 from inference_core.engine import Engine
 from inference_core.errors import BundleError
+from inference_core.manifest import FORMAT, Calibration, Cut, File, Golden, Manifest, TensorInfo, Variant
 from inference_core.preprocess import Preprocess
 from inference_core.tensors import Tensors
 from toolchain.evaluate import CPU, Figures
@@ -101,9 +90,7 @@ def package(pieces: Pieces, folder: Path, *, replace: bool = False) -> Bundle:
         made.mkdir()
         _write(pieces, made)
         _load_all(load_bundle(made))
-        if folder.exists():
-            folder.rename(Path(beside) / "old")
-        made.rename(folder)
+        _move(made, folder, Path(beside) / "old")
     return load_bundle(folder)
 
 
@@ -116,6 +103,18 @@ def golden_inputs(shape: tuple[int, ...], low: float, high: float) -> NDArray[np
     least, most = noise.min(axis=axes, keepdims=True), noise.max(axis=axes, keepdims=True)
     spread = (noise - least) / np.maximum(most - least, 1e-9)
     return np.asarray(low + spread * (high - low), np.float32)
+
+
+def _move(made: Path, folder: Path, old: Path) -> None:
+    """Put `made` in the place of `folder`, and what was there into `old`."""
+    if folder.exists():
+        folder.rename(old)
+    try:
+        made.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
 
 
 def _write(pieces: Pieces, folder: Path) -> None:

@@ -10,12 +10,13 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from inference_core.bundle import Bundle, TensorInfo
+from inference_core.bundle import Bundle
 from inference_core.engine import Engine, TensorSpec
 from inference_core.errors import ModelError
+from inference_core.manifest import TensorInfo
 from inference_core.preprocess import Preprocess
 from toolchain.calibrate import Target, calibrate
-from toolchain.evaluate import evaluate_bundle, run_model
+from toolchain.evaluate import Figures, evaluate_bundle, run_model
 from toolchain.images import LabelledImage, as_examples
 from toolchain.package import CutPieces, OnnxFile, Pieces, package
 from toolchain.quantize import half_weights, quantize
@@ -31,7 +32,7 @@ class Recipe:
 
     `full` and `edge` are FP32 ONNX files with the same input and output; `cuts` are tensors of `full` by
     the cut's name. `calibration` chooses ranges and the threshold, `test` only measures. With `half`
-    the weights of the full model and of the tails are stored as FP16.
+    the FP32 weights of the full model, of heads and of tails are stored as FP16.
     """
 
     model: str
@@ -47,8 +48,10 @@ class Recipe:
     target: Target = field(default_factory=Target)
 
 
-def prepare(recipe: Recipe, folder: Path, *, replace_folder: bool = False) -> Bundle:
+def prepare(recipe: Recipe, folder: Path, *, replace_folder: bool = False) -> tuple[Bundle, Figures]:
     """Quantize, split, calibrate, package and measure `recipe` into the bundle `folder`.
+
+    Returns the bundle and what was measured of it on the test images.
 
     Raises `ModelError` when a model cannot be used or a cut agrees with the full model on less than
     `MIN_AGREEMENT` of the test images, `InvalidInput` for images that do not fit, and `BundleError`
@@ -57,14 +60,15 @@ def prepare(recipe: Recipe, folder: Path, *, replace_folder: bool = False) -> Bu
     examples = as_examples(recipe.calibration, recipe.preprocess, recipe.labels)
     chosen = np.linspace(0, len(examples) - 1, min(_RANGE_SAMPLES, len(examples))).astype(np.int64)
     samples = examples.inputs[chosen]
+    full = _stored(recipe.full, recipe.half)
     edge = quantize(recipe.edge, samples, examples.inputs)
     calibration = calibrate(
         run_model(edge, examples.inputs),
-        run_model(recipe.full, examples.inputs),
+        run_model(full, examples.inputs),
         examples.classes,
         recipe.target,
     )
-    source = Engine(recipe.full, name="full")
+    source = Engine(full, name="full")
     pieces = Pieces(
         model=recipe.model,
         version=recipe.version,
@@ -73,14 +77,15 @@ def prepare(recipe: Recipe, folder: Path, *, replace_folder: bool = False) -> Bu
         input_range=(float(samples.min()), float(samples.max())),
         preprocess=recipe.preprocess,
         labels=recipe.labels,
-        full=OnnxFile(_stored(recipe.full, recipe.half), "fp16" if recipe.half else "fp32"),
+        full=OnnxFile(full, "fp16" if recipe.half else "fp32"),
         variants={"int8": OnnxFile(edge, "int8"), "fp32": OnnxFile(recipe.edge, "fp32")},
         edge="int8",
         cuts=_cut_all(recipe, samples, examples.inputs),
         calibration=calibration,
         notes={"onnxruntime": onnxruntime.__version__, "machine": platform.machine()},
     )
-    return package(_measured(pieces, recipe.test), folder, replace=replace_folder)
+    figures = _measure(pieces, recipe.test)
+    return package(replace(pieces, figures=figures), folder, replace=replace_folder), figures
 
 
 def _cut_all(
@@ -89,7 +94,8 @@ def _cut_all(
     cuts = {}
     for name, tensor in recipe.cuts.items():
         halves = split(recipe.full, tensor, samples, held_out)
-        cuts[name] = CutPieces(halves.head, _stored(halves.tail, recipe.half), halves.boundary)
+        head, tail = _stored(halves.head, recipe.half), _stored(halves.tail, recipe.half)
+        cuts[name] = CutPieces(head, tail, halves.boundary)
     return cuts
 
 
@@ -97,8 +103,8 @@ def _stored(model: bytes, half: bool) -> bytes:
     return half_weights(model) if half else model
 
 
-def _measured(pieces: Pieces, images: Sequence[LabelledImage]) -> Pieces:
-    """`pieces` with the figures of a bundle made from them."""
+def _measure(pieces: Pieces, images: Sequence[LabelledImage]) -> Figures:
+    """The figures of a bundle made from `pieces`."""
     with tempfile.TemporaryDirectory() as folder:
         figures = evaluate_bundle(package(pieces, Path(folder) / pieces.model), images)
     for name, cut in figures.cuts.items():
@@ -107,7 +113,7 @@ def _measured(pieces: Pieces, images: Sequence[LabelledImage]) -> Pieces:
                 f"cut {name!r} agrees with the full model on {cut.agreement:.2%} of the test images, "
                 f"the limit is {MIN_AGREEMENT:.2%}"
             )
-    return replace(pieces, figures=figures)
+    return figures
 
 
 def _tensor_info(spec: TensorSpec) -> TensorInfo:

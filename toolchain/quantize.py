@@ -6,7 +6,7 @@ Models are the bytes of an ONNX file, in and out; temporary files are gone when 
 import io
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -35,25 +35,32 @@ Samples = NDArray[np.float32]
 METHODS = (CalibrationMethod.MinMax, CalibrationMethod.Percentile, CalibrationMethod.Entropy)
 _CHUNK = 64  # samples that the calibration runs at once
 _SMALL = 64  # elements; smaller initializers stay FP32
+_LINEAR = ("QuantizeLinear", "DequantizeLinear")
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
-def quantize(model: bytes, samples: Samples, held_out: Samples | None = None) -> bytes:
+def quantize(
+    model: bytes,
+    samples: Samples,
+    held_out: Samples | None = None,
+    finish: Callable[[Samples], Samples] = lambda outputs: outputs,
+) -> bytes:
     """`model`, which takes one FP32 input `[batch, ...]`, with INT8 arithmetic (QDQ form).
 
     Activations are U8, with ranges from `samples` (float32 `[n, ...]`), and weights S8 per channel, what
     x86-64 multiplies fastest. Weights use 7 bits: with 8, CPUs without VNNI saturate their 16-bit sums
     and answer differently. How a range is taken is what agrees best with `model` on `held_out`; without
-    that it is the minimum and maximum seen. Raises `ModelError` when the model cannot be quantized.
+    that it is the minimum and maximum seen. `finish` turns outputs of `model` into logits, where they
+    are not. Raises `ModelError` when the model cannot be quantized.
     """
-    prepared = fold(model)
+    folded = fold(model)
     if held_out is None:
-        return _quantize(prepared, samples, CalibrationMethod.MinMax)
-    wanted = run_model(model, held_out)
+        return _quantize(folded, samples, CalibrationMethod.MinMax)
+    wanted = finish(run_model(model, held_out))
     best, best_fit = b"", (-1.0, -np.inf)
     for method in track(METHODS, "choosing how to quantize"):
-        candidate = _quantize(prepared, samples, method)
-        given = run_model(candidate, held_out)
+        candidate = _quantize(folded, samples, method)
+        given = finish(run_model(candidate, held_out))
         fit = (agreement(given, wanted), -float(np.abs(given - wanted).mean()))
         if fit > best_fit:
             best, best_fit = candidate, fit
@@ -77,14 +84,16 @@ def half_weights(model: bytes) -> bytes:
     """`model` with its FP32 weights stored as FP16, each behind a Cast.
 
     ONNX Runtime folds the Casts when it loads the model, so arithmetic and speed stay FP32. Weights
-    that FP16 cannot hold, and small ones, stay as they are.
+    that FP16 cannot hold, small ones, and the scales of INT8 layers stay as they are.
     """
     loaded = onnx.load_from_string(model)
+    scales = {name for node in loaded.graph.node if node.op_type in _LINEAR for name in node.input[1:]}
     casts = []
     for tensor in loaded.graph.initializer:
         values = numpy_helper.to_array(tensor)
-        fits = values.dtype == np.float32 and values.size >= _SMALL and np.abs(values).max() <= _HALF_MAX
-        if not fits:
+        if values.dtype != np.float32 or values.size < _SMALL or tensor.name in scales:
+            continue
+        if np.abs(values).max() > _HALF_MAX:
             continue
         name = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.fp16"))
@@ -109,13 +118,13 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         return next(self._chunks, None)
 
 
-def _quantize(prepared: bytes, samples: Samples, method: CalibrationMethod) -> bytes:
-    name = Engine(prepared, name="fp32").inputs[0].name
+def _quantize(folded: bytes, samples: Samples, method: CalibrationMethod) -> bytes:
+    name = Engine(folded, name="fp32").inputs[0].name
     with tempfile.TemporaryDirectory() as folder, _quiet():
         target = Path(folder) / "int8.onnx"
         try:
             quantize_static(
-                onnx.load_from_string(prepared),
+                onnx.load_from_string(folded),
                 target,
                 _Reader(name, samples),
                 quant_format=QuantFormat.QDQ,

@@ -11,8 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from inference_core.bundle import TensorInfo
 from inference_core.errors import ModelError
+from inference_core.manifest import TensorInfo
 from toolchain.evaluate import agreement, run_model
 from toolchain.progress import track
 from toolchain.quantize import fold, quantize
@@ -23,7 +23,7 @@ FEATURES = "features"  # what the tensor between the halves is called
 SAFE_AGREEMENT = 0.997  # on the held-out samples, so that unseen ones stay above 0.995
 _REAL = f"{FEATURES}.real"
 _PERCENTILES = (100.0, 99.99, 99.97, 99.9, 99.7, 99.0)
-_CHOICE_SAMPLES = 2000  # on which a range is chosen
+_CHOICE_SAMPLES = 1000  # about so many, on which ranges are chosen
 
 
 @dataclass(frozen=True)
@@ -62,21 +62,23 @@ def split(model: bytes, tensor: str, samples: Samples, held_out: Samples) -> Spl
     """
     head, tail, boundary = _cut(onnx.load_from_string(fold(model)), tensor)
     wanted = run_model(model, held_out)
-    rule = _choose_range(head, tail, samples, held_out[:_CHOICE_SAMPLES], wanted[:_CHOICE_SAMPLES])
+    few = held_out[:: max(1, len(held_out) // _CHOICE_SAMPLES)]
+    rule = _choose_range(head, tail, samples, few)
     finished = _begin_with_dequantize(tail, rule)
-    choices = {"fp32": head, "int8": quantize(head, samples, held_out[:_CHOICE_SAMPLES])}
-    result = None
-    for precision, candidate in choices.items():
+    small = quantize(head, samples, few, lambda features: run_model(tail, features))
+
+    def finish(precision: str, candidate: bytes) -> Split:
         data = _end_with_quantize(candidate, rule)
         share = agreement(run_model(finished, run_model(data, held_out)), wanted)
-        if result is None or share >= SAFE_AGREEMENT:
-            result = Split(data, finished, boundary, precision, share)
-    assert result is not None
-    return result
+        return Split(data, finished, boundary, precision, share)
+
+    result = finish("int8", small)
+    return result if result.agreement >= SAFE_AGREEMENT else finish("fp32", head)
 
 
-def _choose_range(head: bytes, tail: bytes, samples: Samples, held_out: Samples, wanted: Samples) -> _Range:
+def _choose_range(head: bytes, tail: bytes, samples: Samples, held_out: Samples) -> _Range:
     seen, features = run_model(head, samples), run_model(head, held_out)
+    wanted = run_model(tail, features)
     best, best_fit = _Range(1.0, 0), (-1.0, -np.inf)
     for percentile in track(_PERCENTILES, "choosing the range of the features"):
         rule = _range(seen, percentile)

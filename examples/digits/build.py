@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from examples.digits.data import read_preprocess
-from toolchain.evaluate import evaluate_bundle, render
+from toolchain.evaluate import render
 from toolchain.prepare import Recipe, prepare
 from toolchain.scans import LABELS, Part, read_scans
 
@@ -42,8 +42,8 @@ def main() -> None:
         calibration=read_scans(Part.CALIBRATION),
         test=read_scans(Part.TEST),
     )
-    bundle = prepare(recipe, arguments.out, replace_folder=arguments.replace)
-    Console().print(render(evaluate_bundle(bundle, recipe.test)))
+    _, figures = prepare(recipe, arguments.out, replace_folder=arguments.replace)
+    Console().print(render(figures))
 
 
 if __name__ == "__main__":
