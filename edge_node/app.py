@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -34,7 +35,10 @@ def create_app(
     slots: ModelSlots, joint: JointInference, dataplane: Dataplane, metrics: Metrics, max_body_bytes: int
 ) -> FastAPI:
     """The app with the devices' interface, the Open Inference Protocol, `/healthz` and `/readyz`."""
-    app = FastAPI(title="Tandem edge node", version=dataplane.version, description=_DESCRIPTION)
+    # Nodes without a way to the internet have documentation too: its scripts are served from here.
+    app = FastAPIOffline(
+        redoc_url=None, title="Tandem edge node", version=dataplane.version, description=_DESCRIPTION
+    )
     app.include_router(create_device_api(slots, joint, max_body_bytes))
     app.include_router(create_open_inference(dataplane, max_body_bytes))
 
