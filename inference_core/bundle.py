@@ -96,12 +96,17 @@ class Bundle:
 
     @cached_property
     def _golden(self) -> dict[str, NDArray[Any]]:
-        data = self.read(self.manifest.golden)
+        data, name = self.read(self.manifest.golden), self.manifest.golden.file
         try:
             with np.lib.npyio.NpzFile(io.BytesIO(data), allow_pickle=False) as archive:
-                return {key: np.asarray(archive[key]) for key in archive.files}
+                arrays = {key: np.asarray(archive[key]) for key in archive.files}
         except Exception as error:  # zipfile, zlib and NumPy have a dozen kinds between them
-            raise BundleError(f"{self.manifest.golden.file}: not an npz archive of plain arrays") from error
+            raise BundleError(f"{name}: not an npz archive of plain arrays") from error
+        for key, array in arrays.items():
+            # An infinity among the expected values would make the tolerance infinite, too.
+            if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+                raise BundleError(f"{name}: {key!r} does not hold finite numbers")
+        return arrays
 
     def _golden_inputs(self, file: File) -> Tensors:
         head = next((c.head for c in self.manifest.cuts if c.tail == file), None)
