@@ -18,8 +18,12 @@ class State(IntEnum):
 
 
 class Breaker:
-    """Counts outcomes of calls. Every `allow` that says yes is followed by exactly one of
-    `success`, `failure` and `abandon`."""
+    """Counts outcomes of calls. Every permit from `allow` is handed back once, with what came of the call:
+    to `success`, `failure` or `abandon`.
+
+    A permit is the number of the state it was given in. What comes of a call that is older than the present
+    state says nothing about it, and must not let a second call try beside the first.
+    """
 
     def __init__(
         self,
@@ -37,44 +41,48 @@ class Breaker:
         self._failures = 0
         self._retry_at = 0.0
         self._probing = False
+        self._period = 0
         self.state = State.CLOSED
 
     def blocks(self, now: float) -> bool:
-        """Whether `allow` would say no; changes nothing."""
+        """Whether `allow` would give no permit; changes nothing."""
         if self.state is State.OPEN:
             return now < self._retry_at
         return self.state is State.HALF_OPEN and self._probing
 
-    def allow(self, now: float) -> bool:
-        """Whether a call may be made; in the half-open state one at a time may."""
+    def allow(self, now: float) -> int | None:
+        """A permit for one call, or None; in the half-open state one call at a time gets it."""
         if self.blocks(now):
-            return False
+            return None
         if self.state is State.OPEN:
             self._go(State.HALF_OPEN)
         self._probing = self.state is State.HALF_OPEN
-        return True
+        return self._period
 
-    def success(self) -> None:
+    def success(self, permit: int) -> None:
         """The call was answered in time."""
-        self._failures = 0
-        self._probing = False
-        self._go(State.CLOSED)
+        if permit == self._period:
+            self._failures = 0
+            self._go(State.CLOSED)
 
-    def failure(self, now: float) -> None:
+    def failure(self, permit: int, now: float) -> None:
         """The call was not answered, late, or answered with an error of the cloud's own."""
-        if self.state is State.OPEN:  # a straggler from before it opened
+        if permit != self._period:
             return
         self._failures += 1
-        self._probing = False
         if self.state is State.HALF_OPEN or self._failures >= self._limit:
             self._retry_at = now + self._open_s * self._jitter()
             self._go(State.OPEN)
 
-    def abandon(self) -> None:
+    def abandon(self, permit: int) -> None:
         """The call says nothing about the cloud: it was cancelled, or never left."""
-        self._probing = False
+        if permit == self._period:
+            self._probing = False
 
     def _go(self, state: State) -> None:
         if state is not self.state:
             self.state = state
+            self._period += 1
+            self._failures = 0
+            self._probing = False
             self._on_change(state)

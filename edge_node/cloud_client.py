@@ -143,21 +143,22 @@ class CloudClient:
         """One call. Raises a `CloudUnavailable` that says why there is no answer."""
         deadline = time.monotonic() + timeout_s
         await self._connection(timeout_s)
-        if not self._breaker.allow(time.monotonic()):
+        permit = self._breaker.allow(time.monotonic())
+        if permit is None:
             raise BreakerOpen(f"{self._target} has been failing and is left alone")
         try:
             answer = await self._call(query, deadline - time.monotonic())
         except CloudUnavailable as error:
             impatient = isinstance(error, DeadlineExceeded) and timeout_s < self._patience_s
             if error.reason in _ALARMING and not impatient:
-                self._breaker.failure(time.monotonic())
+                self._breaker.failure(permit, time.monotonic())
             else:
-                self._breaker.abandon()
+                self._breaker.abandon(permit)
             raise
         except BaseException:
-            self._breaker.abandon()
+            self._breaker.abandon(permit)
             raise
-        self._breaker.success()
+        self._breaker.success(permit)
         return answer
 
     async def _connection(self, timeout_s: float) -> None:
@@ -174,20 +175,26 @@ class CloudClient:
     async def _call(self, query: Query, timeout_s: float) -> CloudAnswer:
         request = to_request(query.model, query.version, query.inputs, query.parameters, query.id)
         try:
-            response = await self._stub.ModelInfer(request, timeout=max(timeout_s, 0.0))
+            response = await self._send(request, timeout_s)
+            logits = _usable(response, query)
+        except CloudUnavailable as error:
+            error.bytes_up = request.ByteSize()
+            raise
+        return CloudAnswer(
+            logits, get_parameters(response.parameters), request.ByteSize(), response.ByteSize()
+        )
+
+    async def _send(self, request: oip.ModelInferRequest, timeout_s: float) -> oip.ModelInferResponse:
+        try:
+            response: oip.ModelInferResponse = await self._stub.ModelInfer(request, timeout=max(timeout_s, 0))
         except grpc.aio.AioRpcError as error:
-            refused = REFUSALS[error.code()](f"{error.code().name}: {error.details()}")
-            refused.bytes_up = request.ByteSize()
-            raise refused from error
+            raise REFUSALS[error.code()](f"{error.code().name}: {error.details()}") from error
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
             raise CloudUnreachable("the connection was closed during the call") from None
-        logits = _usable(response, query)
-        return CloudAnswer(
-            logits, get_parameters(response.parameters), request.ByteSize(), response.ByteSize()
-        )
+        return response
 
     def _dial(self) -> None:
         self._channel = grpc.aio.insecure_channel(self._target, options=self._options)
