@@ -1,0 +1,136 @@
+"""Every mode with every state of confidence, budget and cloud."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_node.policy import (
+    LEAST_CLOUD_S,
+    Budget,
+    Decision,
+    Mode,
+    Payload,
+    Route,
+    check_mode,
+    decide,
+    edge_first,
+    send_original,
+)
+from inference_core.errors import InvalidInput
+
+SERVED = (Mode.EDGE, Mode.CLOUD, Mode.CASCADE, Mode.SPLIT)
+AMPLE, SPENT = Budget(0.2, 0.01), Budget(0.01, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("mode", "confidence", "budget", "has_cloud", "expected"),
+    [
+        (Mode.EDGE, 0.1, AMPLE, True, Decision(Route.EDGE, "mode")),
+        (Mode.EDGE, 0.1, SPENT, False, Decision(Route.EDGE, "mode")),
+        (Mode.CASCADE, 0.9, AMPLE, True, Decision(Route.EDGE, "confident")),
+        (Mode.CASCADE, 0.9, SPENT, False, Decision(Route.EDGE, "confident")),
+        (Mode.CASCADE, 0.1, AMPLE, True, Decision(Route.INPUT, "low_confidence")),
+        (Mode.CASCADE, 0.1, SPENT, True, Decision(Route.EDGE, "budget", degraded=True)),
+        (Mode.CASCADE, 0.1, AMPLE, False, Decision(Route.EDGE, "no_cloud", degraded=True)),
+        (Mode.CASCADE, 0.1, SPENT, False, Decision(Route.EDGE, "no_cloud", degraded=True)),
+        (Mode.CASCADE, None, AMPLE, True, Decision(Route.INPUT, "low_confidence")),
+        (Mode.CLOUD, None, AMPLE, True, Decision(Route.INPUT, "mode")),
+        (Mode.CLOUD, 0.9, AMPLE, True, Decision(Route.INPUT, "mode")),
+        (Mode.CLOUD, None, SPENT, True, Decision(Route.EDGE, "budget", degraded=True)),
+        (Mode.CLOUD, None, AMPLE, False, Decision(Route.EDGE, "no_cloud", degraded=True)),
+        (Mode.SPLIT, None, AMPLE, True, Decision(Route.FEATURES, "mode")),
+        (Mode.SPLIT, None, SPENT, True, Decision(Route.EDGE, "budget", degraded=True)),
+        (Mode.SPLIT, None, AMPLE, False, Decision(Route.EDGE, "no_cloud", degraded=True)),
+    ],
+)
+def test_decision(
+    mode: Mode, confidence: float | None, budget: Budget, has_cloud: bool, expected: Decision
+) -> None:
+    assert decide(mode, confidence, 0.8, budget, has_cloud=has_cloud) == expected
+
+
+@pytest.mark.parametrize(
+    ("confidence", "route"), [(0.799999, Route.INPUT), (0.8, Route.EDGE), (0.800001, Route.EDGE)]
+)
+def test_the_threshold_itself_is_trusted(confidence: float, route: Route) -> None:
+    assert decide(Mode.CASCADE, confidence, 0.8, AMPLE, has_cloud=True).route is route
+
+
+@pytest.mark.parametrize(("threshold", "route"), [(0.0, Route.EDGE), (1.0, Route.INPUT)])
+def test_thresholds_at_the_ends(threshold: float, route: Route) -> None:
+    assert decide(Mode.CASCADE, 0.99, threshold, AMPLE, has_cloud=True).route is route
+
+
+def test_the_cloud_gets_what_the_edge_would_not_need() -> None:
+    assert Budget(0.2, 0.05).cloud_s == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize(
+    ("left", "route"),
+    [(LEAST_CLOUD_S, Route.INPUT), (LEAST_CLOUD_S - 1e-6, Route.EDGE), (0.0, Route.EDGE), (-3.0, Route.EDGE)],
+)
+def test_no_call_is_made_that_cannot_be_answered_in_time(left: float, route: Route) -> None:
+    assert decide(Mode.CLOUD, None, 0.8, Budget(left, 0.0), has_cloud=True).route is route
+
+
+@given(
+    mode=st.sampled_from(SERVED),
+    confidence=st.none() | st.floats(0, 1),
+    threshold=st.floats(0, 1),
+    left=st.floats(-1, 10),
+    reserve=st.floats(0, 1),
+    has_cloud=st.booleans(),
+)
+def test_decisions_hold_together(
+    mode: Mode, confidence: float | None, threshold: float, left: float, reserve: float, has_cloud: bool
+) -> None:
+    decision = decide(mode, confidence, threshold, Budget(left, reserve), has_cloud=has_cloud)
+    up = decision.route is not Route.EDGE
+    assert not up or (has_cloud and left - reserve >= LEAST_CLOUD_S)
+    assert not (up and decision.degraded)
+    assert decision.degraded == (decision.reason in {"no_cloud", "budget"})
+    assert (decision.route is Route.FEATURES) <= (mode is Mode.SPLIT)
+
+
+def test_every_served_mode_is_accepted_without_a_cut() -> None:
+    assert [check_mode(mode, None, ("a", "b")) for mode in SERVED] == [None, None, None, "a"]
+
+
+@pytest.mark.parametrize("cut", ["a", "b"])
+def test_split_takes_the_cut_that_was_asked_for(cut: str) -> None:
+    assert check_mode(Mode.SPLIT, cut, ("a", "b")) == cut
+
+
+@pytest.mark.parametrize(
+    ("mode", "cut", "cuts", "message"),
+    [
+        (Mode.AUTO, None, ("a",), "'auto' is not available yet; use edge, cloud, cascade or split"),
+        (Mode.AUTO, "a", ("a",), "'auto' is not available yet"),
+        (Mode.SPLIT, None, (), "'split' needs a cut, and this model's bundle has none"),
+        (Mode.SPLIT, "a", (), "'split' needs a cut, and this model's bundle has none"),
+        (Mode.SPLIT, "c", ("a", "b"), "cut: 'c' is not one of a, b"),
+        (Mode.SPLIT, "", ("a", "b"), "cut: '' is not one of a, b"),
+        *[
+            (mode, "a", ("a",), f"cut: only mode 'split' takes a cut, the mode is '{mode.value}'")
+            for mode in (Mode.EDGE, Mode.CLOUD, Mode.CASCADE)
+        ],
+    ],
+)
+def test_pairs_that_cannot_be_served(
+    mode: Mode, cut: str | None, cuts: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_mode(mode, cut, cuts)
+    assert message in str(caught.value)
+
+
+def test_the_edge_looks_first_where_its_answer_decides() -> None:
+    assert [mode for mode in Mode if edge_first(mode)] == [Mode.EDGE, Mode.CASCADE]
+
+
+def test_what_goes_up() -> None:
+    for payload, original in itertools.product(Payload, (None, 99, 100, 101)):
+        small = original is not None and original <= 100
+        assert send_original(payload, original, 100) == (payload is Payload.SMALLEST and small)
