@@ -339,7 +339,8 @@ RULES = list(dict.fromkeys(rule for rule, _, _ in EXAMPLES))
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_every_module_keeps(rule: Rule) -> None:
-    assert [f"{module.path} {what}" for module in MODULES for what in rule(module)] == []
+    found = [f"{module.path} {what}" for module in MODULES for what in rule(module)]
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize(("rule", "bad", "good"), EXAMPLES)
