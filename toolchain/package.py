@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from inference_core import trust
 from inference_core.bundle import MANIFEST, Bundle, load_bundle
 from inference_core.engine import Engine
-from inference_core.errors import BundleError
+from inference_core.errors import BundleError, InvalidInput, ModelError
 from inference_core.manifest import FORMAT, Calibration, Cut, File, Golden, Manifest, TensorInfo, Variant
 from inference_core.preprocess import Preprocess
 from inference_core.tensors import Tensors
@@ -88,7 +89,14 @@ def package(pieces: Pieces, folder: Path, *, replace: bool = False) -> Bundle:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
         made = Path(beside) / "new"
         made.mkdir()
-        _write(pieces, made)
+        try:
+            _write(pieces, made)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "manifest"
+            raise BundleError(f"{folder}: {where}: {first['msg']}") from error
+        except (InvalidInput, ModelError) as error:
+            raise BundleError(f"{folder}: {error}") from error
         _load_all(load_bundle(made))
         _move(made, folder, Path(beside) / "old")
     return load_bundle(folder)

@@ -32,7 +32,7 @@ class Recipe:
 
     `full` and `edge` are FP32 ONNX files with the same input and output; `cuts` are tensors of `full` by
     the cut's name. `calibration` chooses ranges and the threshold, `test` only measures. With `half`
-    the FP32 weights of the full model, of heads and of tails are stored as FP16.
+    all weights that are FP32 are stored as FP16; arithmetic stays FP32.
     """
 
     model: str
@@ -68,6 +68,7 @@ def prepare(recipe: Recipe, folder: Path, *, replace_folder: bool = False) -> tu
         examples.classes,
         recipe.target,
     )
+    plain = "fp16" if recipe.half else "fp32"
     source = Engine(full, name="full")
     pieces = Pieces(
         model=recipe.model,
@@ -77,8 +78,8 @@ def prepare(recipe: Recipe, folder: Path, *, replace_folder: bool = False) -> tu
         input_range=(float(samples.min()), float(samples.max())),
         preprocess=recipe.preprocess,
         labels=recipe.labels,
-        full=OnnxFile(full, "fp16" if recipe.half else "fp32"),
-        variants={"int8": OnnxFile(edge, "int8"), "fp32": OnnxFile(recipe.edge, "fp32")},
+        full=OnnxFile(full, plain),
+        variants={"int8": OnnxFile(edge, "int8"), plain: OnnxFile(_stored(recipe.edge, recipe.half), plain)},
         edge="int8",
         cuts=_cut_all(recipe, samples, examples.inputs),
         calibration=calibration,

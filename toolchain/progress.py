@@ -1,7 +1,7 @@
 """Progress on standard error, for work that turns out to take longer than a moment."""
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from typing import TypeVar
 
 from rich.console import Console
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 _showing: list[str] = []  # the loop that reports, if any: those inside it stay silent
 
 
-def track(items: Collection[Item], what: str) -> Iterator[Item]:
+def track(items: Collection[Item], what: str) -> Generator[Item, None, None]:
     """Yield `items`; progress called `what` appears once they have taken `PATIENCE_S` seconds.
 
     A terminal gets a bar that disappears at the end, a file or a pipe a line now and then.
@@ -41,4 +41,5 @@ def track(items: Collection[Item], what: str) -> Iterator[Item]:
     finally:
         if mine:
             _showing.remove(what)
+        if bar.live.is_started:
             bar.stop()

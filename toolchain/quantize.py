@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnxslim
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -31,12 +31,13 @@ from toolchain.evaluate import agreement, run_model
 from toolchain.progress import track
 
 Samples = NDArray[np.float32]
+Stored = tuple[list[TensorProto], list[NodeProto]]  # constants, and the nodes that restore the weights
 
 METHODS = (CalibrationMethod.MinMax, CalibrationMethod.Percentile, CalibrationMethod.Entropy)
 _CHUNK = 64  # samples that the calibration runs at once
 _SMALL = 64  # elements; smaller initializers stay FP32
 _LINEAR = ("QuantizeLinear", "DequantizeLinear")
-_HALF_MAX = float(np.finfo(np.float16).max)
+_BYTE_MAX = 127
 
 
 def quantize(
@@ -86,21 +87,52 @@ def half_weights(model: bytes) -> bytes:
     ONNX Runtime folds the Casts when it loads the model, so arithmetic and speed stay FP32. Weights
     that FP16 cannot hold, small ones, and the scales of INT8 layers stay as they are.
     """
+
+    def store(weights: TensorProto) -> Stored | None:
+        values = numpy_helper.to_array(weights)
+        if np.abs(values).max() > np.finfo(np.float16).max:
+            return None
+        half = numpy_helper.from_array(values.astype(np.float16), f"{weights.name}.fp16")
+        return [half], [helper.make_node("Cast", [half.name], [weights.name], to=TensorProto.FLOAT)]
+
+    return _store(model, store)
+
+
+def byte_weights(model: bytes) -> bytes:
+    """`model` with its FP32 weights stored as S8 and a scale per output channel; arithmetic stays FP32.
+
+    What `half_weights` says of folding and of what is left alone holds here too; so are vectors.
+    """
+
+    def store(weights: TensorProto) -> Stored | None:
+        values, name = numpy_helper.to_array(weights), weights.name
+        if values.ndim < 2:
+            return None
+        most = np.abs(values).max(axis=tuple(range(1, values.ndim)), keepdims=True)
+        scale = np.maximum(most / _BYTE_MAX, np.finfo(np.float32).tiny).astype(np.float32)
+        steps = numpy_helper.from_array(np.rint(values / scale).astype(np.int8), f"{name}.int8")
+        factor = numpy_helper.from_array(scale, f"{name}.scale")
+        cast = helper.make_node("Cast", [steps.name], [f"{name}.cast"], to=TensorProto.FLOAT)
+        return [steps, factor], [cast, helper.make_node("Mul", [cast.output[0], factor.name], [name])]
+
+    return _store(model, store)
+
+
+def _store(model: bytes, store: Callable[[TensorProto], Stored | None]) -> bytes:
+    """`model` with each large FP32 initializer for which `store` has another form in that form."""
     loaded = onnx.load_from_string(model)
-    scales = {name for node in loaded.graph.node if node.op_type in _LINEAR for name in node.input[1:]}
-    casts = []
-    for tensor in loaded.graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        if values.dtype != np.float32 or values.size < _SMALL or tensor.name in scales:
-            continue
-        if np.abs(values).max() > _HALF_MAX:
-            continue
-        name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.fp16"))
-        casts.append(helper.make_node("Cast", [tensor.name], [name], f"{name}.cast", to=TensorProto.FLOAT))
-    nodes = [*casts, *loaded.graph.node]
-    del loaded.graph.node[:]
-    loaded.graph.node.extend(nodes)
+    graph = loaded.graph
+    scales = {name for node in graph.node if node.op_type in _LINEAR for name in node.input[1:]}
+    tensors: list[TensorProto] = []
+    nodes: list[NodeProto] = []
+    for tensor in graph.initializer:
+        large = tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) >= _SMALL
+        stored = store(tensor) if large and tensor.name not in scales else None
+        constants, restoring = stored or ([tensor], [])
+        tensors += constants
+        nodes += restoring
+    changed = helper.make_graph([*nodes, *graph.node], graph.name, graph.input, graph.output, tensors)
+    loaded.graph.CopyFrom(changed)
     result: bytes = loaded.SerializeToString()
     return result
 

@@ -4,6 +4,7 @@
 so whoever serves either half needs to know nothing about the cut.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from inference_core.errors import ModelError
 from inference_core.manifest import TensorInfo
 from toolchain.evaluate import agreement, run_model
 from toolchain.progress import track
-from toolchain.quantize import fold, quantize
+from toolchain.quantize import byte_weights, fold, quantize
 
 Samples = NDArray[np.float32]
 
@@ -56,24 +57,32 @@ def split(model: bytes, tensor: str, samples: Samples, held_out: Samples) -> Spl
     """`model`, an FP32 ONNX file with one input and one output, cut at its inner tensor `tensor`.
 
     The range of the features is taken from `samples` (float32 `[n, ...]`), clipped where that agrees
-    best with `model` on `held_out`. The head becomes INT8 where at least `SAFE_AGREEMENT` of
-    `held_out` keep their class, else it stays FP32. Raises `ModelError` when there is no such tensor,
-    when something passes around it, or when it is not FP32 with a fixed shape.
+    best with `model` on `held_out`. The head is the first of INT8, INT8 weights with FP32 arithmetic,
+    and FP32 with which at least `SAFE_AGREEMENT` of `held_out` keep their class, else the last. Raises
+    `ModelError` when there is no such tensor, when something passes around it, or when it is not FP32
+    with a fixed shape.
     """
     head, tail, boundary = _cut(onnx.load_from_string(fold(model)), tensor)
     wanted = run_model(model, held_out)
     few = held_out[:: max(1, len(held_out) // _CHOICE_SAMPLES)]
     rule = _choose_range(head, tail, samples, few)
     finished = _begin_with_dequantize(tail, rule)
-    small = quantize(head, samples, few, lambda features: run_model(tail, features))
-
-    def finish(precision: str, candidate: bytes) -> Split:
+    result = None
+    for precision, candidate in _candidates(head, tail, samples, few):
         data = _end_with_quantize(candidate, rule)
         share = agreement(run_model(finished, run_model(data, held_out)), wanted)
-        return Split(data, finished, boundary, precision, share)
+        result = Split(data, finished, boundary, precision, share)
+        if share >= SAFE_AGREEMENT:
+            break
+    assert result is not None
+    return result
 
-    result = finish("int8", small)
-    return result if result.agreement >= SAFE_AGREEMENT else finish("fp32", head)
+
+def _candidates(head: bytes, tail: bytes, samples: Samples, held_out: Samples) -> Iterator[tuple[str, bytes]]:
+    """Forms of `head` with the precision of their arithmetic, the cheapest first."""
+    yield "int8", quantize(head, samples, held_out, lambda features: run_model(tail, features))
+    yield "fp32", byte_weights(head)
+    yield "fp32", head
 
 
 def _choose_range(head: bytes, tail: bytes, samples: Samples, held_out: Samples) -> _Range:
@@ -104,17 +113,17 @@ def _cut(model: ModelProto, tensor: str) -> tuple[bytes, bytes, TensorInfo]:
         raise ModelError(
             f"a cut needs one input and one output, got {len(graph.input)} and {len(graph.output)}"
         )
+    made = {name for node in graph.node for name in node.output} - {graph.output[0].name}
     info = next((value for value in graph.value_info if value.name == tensor), None)
-    if info is None or not any(tensor in node.output for node in graph.node):
+    if info is None or tensor not in made:
         raise ModelError(f"there is no inner tensor {tensor!r} to cut at")
     above = _needed(model, tensor, stop="")
     below = _needed(model, graph.output[0].name, stop=tensor)
-    leaks = {name for node in below for name in node.input if name == graph.input[0].name}
-    made = {name for node in above for name in node.output} - {tensor}
-    leaks |= {name for node in below for name in node.output if name in made}
-    if leaks:
+    passed = {graph.input[0].name, *(name for node in above for name in node.output)} - {tensor}
+    around = passed & {name for node in below for name in (*node.input, *node.output)}
+    if around:
         raise ModelError(
-            f"the model cannot be cut at {tensor!r}: {', '.join(sorted(leaks))} passes around it"
+            f"the model cannot be cut at {tensor!r}: {', '.join(sorted(around))} passes around it"
         )
     boundary = TensorInfo(name=FEATURES, datatype="UINT8", shape=_shape(info))
     for node in graph.node:
