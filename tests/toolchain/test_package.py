@@ -96,7 +96,7 @@ def test_what_is_there_is_replaced_only_on_request(pieces: Pieces, tmp_path: Pat
         ({"labels": ("round", "flat")}, "2 labels, but the output has shape"),
         ({"edge": "int8"}, "is not the name of a variant"),
         ({"model": "Not A Name"}, "model 'Not A Name'"),
-        ({"input": TensorInfo(name="input", datatype="FP32", shape=(1, 4, 4))}, r"shape must be \[-1, 1, 8, 8\], got"),
+        ({"input": TensorInfo(name="input", datatype="FP32", shape=(1, 4, 4))}, r"shape must be \[-1, 1, 8"),
         ({"full": OnnxFile(b"no model", "fp32")}, "full.onnx"),
         ({"variants": {"a/b": OnnxFile(networks.full_network(), "fp32")}}, "is not a plain name"),
     ],
