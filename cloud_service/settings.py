@@ -55,14 +55,14 @@ def load_settings(config: Path | None) -> Settings:
     if config is not None:
         try:
             values = tomllib.loads(config.read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"{config}: {error}") from error
     try:
         # what is in the environment goes before what is in the file
         return Settings(**{**values, **EnvSettingsSource(Settings)()})
     except ValidationError as error:
         lines = (
-            f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}, got {e['input']!r}"
+            f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}, got {e['input']!r:.200}"
             for e in error.errors()
         )
         raise ValueError("\n".join(lines)) from error

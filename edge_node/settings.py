@@ -1,6 +1,7 @@
 """The edge node's settings: from `EDGE_*` in the environment, then from a TOML file, then defaults."""
 
 import difflib
+import json
 import os
 import platform
 import tomllib
@@ -20,6 +21,13 @@ Milliseconds = Annotated[int, Field(ge=1, le=MAX_DEADLINE_MS)]
 
 def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _from_json(value: object) -> object:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
 
 
 class Preferences(BaseModel):
@@ -58,7 +66,7 @@ class Settings(BaseSettings):
     cloud: str = Field("127.0.0.1:9001", description="host:port of the cloud's gRPC; empty for no cloud")
     mode: Mode = Field(Mode.CASCADE, description="edge, cloud, cascade or split, unless a request says")
     deadline_ms: Milliseconds = Field(200, description="milliseconds to an answer, unless a request says")
-    models: dict[str, Preferences] = Field(
+    models: Annotated[dict[str, Preferences], NoDecode, BeforeValidator(_from_json)] = Field(
         default_factory=dict,
         description='JSON of mode, cut, deadline_ms, threshold per model: {"digits": {"mode": "edge"}}',
     )
@@ -110,14 +118,15 @@ def load_settings(config: Path | None) -> Settings:
     if config is not None:
         try:
             values = tomllib.loads(config.read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"{config}: {error}") from error
     try:
         # what is in the environment goes before what is in the file
         return Settings(**{**values, **EnvSettingsSource(Settings)()})
     except ValidationError as error:
         lines = (
-            f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}, got {e['input']!r}"
+            f"{PREFIX}{'.'.join([str(e['loc'][0]).upper(), *map(str, e['loc'][1:])])}: {e['msg']}, "
+            f"got {e['input']!r:.200}"
             for e in error.errors()
         )
         raise ValueError("\n".join(lines)) from error

@@ -1,0 +1,1 @@
+"""One test file per module of `cloud_service`."""
