@@ -559,9 +559,11 @@ def test_features_may_be_a_step_off(make_bundle: MakeBundle) -> None:
         engine(bundle, bundle.manifest.cuts[1].head)
 
 
-def test_a_model_that_gives_infinities(make_bundle: MakeBundle) -> None:
+@pytest.mark.parametrize("bias", [3e38, -3e38, np.nan])
+def test_a_model_that_gives_no_finite_numbers(make_bundle: MakeBundle, bias: float) -> None:
     folder = make_bundle()
-    replace_file(folder, "full.onnx", model_bytes(pool_and_classify(gain=3e38, bias=(3e38, 3e38, 3e38))))
+    gain = 3e38 if bias > 0 else -3e38
+    replace_file(folder, "full.onnx", model_bytes(pool_and_classify(gain=gain, bias=[bias] * 3)))
     bundle = load_bundle(folder)
     with pytest.raises(BundleError, match=r"full\.onnx: output 'logits' differs"):
         engine(bundle, bundle.manifest.full)
