@@ -171,7 +171,7 @@ def latencies(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
                 times[name].append(time.perf_counter() - start)
         if turn > 2 * _WARM_UP and time.monotonic() > deadline:
             break
-    return {name: median(values) * 1000 for name, values in times.items()}
+    return {name: round(median(values) * 1000, 4) for name, values in times.items()}
 
 
 def render(figures: Figures) -> Table:

@@ -83,8 +83,7 @@ def package(pieces: Pieces, folder: Path, *, replace: bool = False) -> Bundle:
     more. Raises `BundleError`, leaving what was there, when `folder` exists and is not to be replaced,
     and when the pieces do not make a valid bundle.
     """
-    if folder.exists() and not replace:
-        raise BundleError(f"{folder}: exists already; say that it is to be replaced, or name another")
+    check_free(folder, replace=replace)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
         made = Path(beside) / "new"
@@ -100,6 +99,12 @@ def package(pieces: Pieces, folder: Path, *, replace: bool = False) -> Bundle:
         _load_all(load_bundle(made))
         _move(made, folder, Path(beside) / "old")
     return load_bundle(folder)
+
+
+def check_free(folder: Path, *, replace: bool) -> None:
+    """Raise `BundleError` when `folder` exists and is not to be replaced."""
+    if folder.exists() and not replace:
+        raise BundleError(f"{folder}: exists already; say that it is to be replaced, or name another")
 
 
 def golden_inputs(shape: tuple[int, ...], low: float, high: float) -> NDArray[np.float32]:
@@ -188,7 +193,7 @@ def _variant(name: str, precision: str, file: File, figures: Figures | None) -> 
             "name": name,
             "precision": precision,
             "accuracy": measured.accuracy if measured else None,
-            "latency_ms": round(measured.ms, 4) if measured else None,
+            "latency_ms": measured.ms if measured else None,
         }
     )
 

@@ -18,7 +18,7 @@ from inference_core.preprocess import Preprocess
 from toolchain.calibrate import Target, calibrate
 from toolchain.evaluate import Figures, evaluate_bundle, run_model
 from toolchain.images import LabelledImage, as_examples
-from toolchain.package import CutPieces, OnnxFile, Pieces, package
+from toolchain.package import CutPieces, OnnxFile, Pieces, check_free, package
 from toolchain.quantize import half_weights, quantize
 from toolchain.split import split
 
@@ -51,12 +51,12 @@ class Recipe:
 def prepare(recipe: Recipe, folder: Path, *, replace_folder: bool = False) -> tuple[Bundle, Figures]:
     """Quantize, split, calibrate, package and measure `recipe` into the bundle `folder`.
 
-    Returns the bundle and what was measured of it on the test images.
-
-    Raises `ModelError` when a model cannot be used or a cut agrees with the full model on less than
-    `MIN_AGREEMENT` of the test images, `InvalidInput` for images that do not fit, and `BundleError`
-    when `folder` exists and is not to be replaced.
+    Returns the bundle, and what was measured of it on the test images. Raises `ModelError` when a model
+    cannot be used or a cut agrees with the full model on less than `MIN_AGREEMENT` of the test images,
+    `InvalidInput` for images that do not fit, and `BundleError` when `folder` exists and is not to be
+    replaced.
     """
+    check_free(folder, replace=replace_folder)  # now, and not after minutes of work
     examples = as_examples(recipe.calibration, recipe.preprocess, recipe.labels)
     chosen = np.linspace(0, len(examples) - 1, min(_RANGE_SAMPLES, len(examples))).astype(np.int64)
     samples = examples.inputs[chosen]
