@@ -157,7 +157,8 @@ def _check_header(image: ImageFile.ImageFile, max_pixels: int) -> None:
     pixels = image.width * image.height
     if pixels > max_pixels:
         raise TooLarge(f"image: {image.width}x{image.height} is {pixels} pixels, the limit is {max_pixels}")
-    if getattr(image, "n_frames", 1) != 1:
+    # Phones put depth maps and previews behind the photo, as further JPEGs (MPO): the photo comes first.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) != 1:
         raise InvalidInput(f"image: {getattr(image, 'n_frames', 0)} frames, the limit is 1")
     # Pillow opens 16 bits for each of red, green and blue as RGB and would drop half of them unseen.
     deep = any(";16" in str(tile.args) for tile in image.tile)

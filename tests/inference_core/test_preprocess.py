@@ -316,10 +316,18 @@ def test_other_formats_are_refused(data: bytes) -> None:
         decode(data, Color.RGB)
 
 
-@pytest.mark.parametrize("form", ["PNG", "WEBP", "MPO"])
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
 def test_more_than_one_frame_is_refused(form: str) -> None:
     with pytest.raises(InvalidInput, match="3 frames, the limit is 1"):
         decode(animation(form), Color.RGB)
+
+
+def test_the_first_picture_of_a_phones_photo_is_the_photo() -> None:
+    photo = animation("MPO")
+    with Image.open(io.BytesIO(photo)) as image:
+        assert (image.format, getattr(image, "n_frames", 1)) == ("MPO", 3)
+        first = np.asarray(image)
+    assert np.array_equal(np.asarray(decode(photo, Color.RGB)), first)
 
 
 def test_an_empty_body_is_refused() -> None:
