@@ -1,0 +1,189 @@
+"""The link between edge and cloud fails in every way that links do; devices get their answers in time."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from tests.bundles import SURE, UNSURE, picture, write_bundle
+from tests.joint.device import Device, Load
+from tests.joint.proxy import REFUSE, SILENT, Fault, Proxy, Way
+from tests.joint.services import Service, Services, eventually
+
+DEADLINE_MS = 250
+RATE = 80.0
+RESUME_S = 2.0
+IMAGES = (picture(UNSURE), picture(SURE))
+OPEN = 2.0
+
+
+@dataclass
+class Linked:
+    """An edge whose way to the cloud leads through the proxy."""
+
+    edge: Service
+    cloud: Service
+    proxy: Proxy
+
+    def load(self, **query: object) -> Load:
+        """Devices that ask half the time for what the edge is sure of, half for what it is not."""
+        return Load(self.edge.ports[0], IMAGES, rate=RATE, deadline_ms=DEADLINE_MS, **query)
+
+
+@pytest.fixture(scope="module")
+def both(module_services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Linked]:
+    bundle: Path = write_bundle(tmp_path_factory.mktemp("bundle") / "colors")
+    cloud = module_services.cloud(bundle).wait_ready()
+    with Proxy(cloud.ports[1]) as proxy:
+        yield Linked(module_services.edge(bundle, proxy.port).wait_ready(), cloud, proxy)
+
+
+@pytest.fixture
+def linked(both: Linked) -> Iterator[Linked]:
+    """The link, whole before and after the test."""
+    both.proxy.heal()
+    device = Device(both.edge.ports[0])
+    eventually(lambda: device.predict(IMAGES[0]).source == "cloud", 10, "the cloud answers through the proxy")
+    yield both
+    both.proxy.heal()
+
+
+SLOW = {"deadline", "breaker_open"}
+GONE = {"cloud_unreachable"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "reasons"),
+    [
+        pytest.param(REFUSE, GONE, id="refused"),
+        pytest.param(SILENT, SLOW, id="silent"),
+        pytest.param(Fault(silent=frozenset({Way.UP})), SLOW, id="silent upwards"),
+        pytest.param(Fault(silent=frozenset({Way.DOWN})), SLOW, id="silent downwards"),
+        pytest.param(replace(SILENT, reset_first=True), GONE, id="reset, then silent"),
+        pytest.param(Fault(delay_s=0.4), SLOW, id="slow"),
+        pytest.param(Fault(cut_answers=True), GONE, id="cut in mid-answer"),
+        pytest.param(Fault(drip_s=0.01), SLOW, id="a byte at a time"),
+        pytest.param(Fault(garble=True), GONE, id="garbage"),
+    ],
+)
+def test_a_failing_link_delays_no_answer_and_is_used_again_when_it_is_whole(
+    linked: Linked, note: Callable[..., None], fault: Fault, reasons: set[str]
+) -> None:
+    with linked.load() as load:
+        before = load.go_on(0.4)
+        linked.proxy.begin(fault)
+        began = time.monotonic()
+        during = load.go_on(2.0)
+        linked.proxy.heal()
+        resumed_s = load.resumed_after(time.monotonic())
+        after = load.go_on(0.4)
+    answers = load.answers
+    note(
+        latest_after_deadline_ms=answers.latest_ms(),
+        resumed_s=resumed_s,
+        fallback_p50_ms=during.of("edge_fallback").p50_ms,
+        edge_p50_ms=during.of("edge").p50_ms,
+        reasons=str({reason: n for (_, reason), n in during.of("edge_fallback").who.items()}),
+    )
+    assert before.reasons == after.reasons == {"low_confidence", "confident"}
+    assert not answers.sent_in(began, began + 2.0).of("cloud")
+    assert during.of("edge_fallback").reasons == reasons
+    assert all(a.body["degraded"] and a.label == "red" for a in answers.of("edge_fallback"))
+    assert not any(a.body["degraded"] for a in answers if a.source != "edge_fallback")
+    assert resumed_s < RESUME_S
+
+
+@pytest.mark.parametrize(("mode", "cut"), [("cloud", ""), ("split", "pixels"), ("split", "means")])
+@pytest.mark.parametrize(
+    ("fault", "reasons"),
+    [
+        pytest.param(REFUSE, GONE, id="refused"),
+        pytest.param(Fault(delay_s=0.4), SLOW, id="slow"),
+        pytest.param(Fault(cut_answers=True), GONE, id="cut in mid-answer"),
+    ],
+)
+def test_the_edge_model_steps_in_where_it_would_not_have_run(
+    linked: Linked, mode: str, cut: str, fault: Fault, reasons: set[str]
+) -> None:
+    with linked.load(mode=mode, **({"cut": cut} if cut else {})) as load:
+        assert load.go_on(0.2).reasons == {"mode"}
+        linked.proxy.begin(fault)
+        during = load.go_on(0.7)
+        linked.proxy.heal()
+    load.answers.latest_ms()
+    assert {source for source, _ in during.who} == {"edge_fallback"}
+    assert during.reasons <= reasons
+    assert all(a.label == "red" and a.body["edge"]["label"] == "red" for a in during)
+
+
+def test_the_breaker_spares_devices_a_silent_cloud(linked: Linked, note: Callable[..., None]) -> None:
+    def state() -> float:
+        return linked.edge.metrics().total("tandem_breaker_state")
+
+    changes = linked.edge.metrics().by("tandem_breaker_transitions_total", "to")
+    with linked.load() as load:
+        edge_only = load.go_on(0.6).of("edge")
+        linked.proxy.begin(SILENT)
+        opened_s = eventually(lambda: state() == OPEN, 2, "the breaker opens")
+        spared = load.go_on(2.0)
+        linked.proxy.heal()
+        resumed_s = load.resumed_after(time.monotonic())
+        eventually(lambda: state() == 0, 1, "the breaker closes")
+    fallbacks = spared.of("edge_fallback")
+    note(
+        opened_s=opened_s,
+        fallback_p50_ms=fallbacks.p50_ms,
+        edge_p50_ms=edge_only.p50_ms,
+        resumed_s=resumed_s,
+        latest_after_deadline_ms=load.answers.latest_ms(),
+    )
+    assert fallbacks.p50_ms < 2 * max(edge_only.p50_ms, spared.of("edge").p50_ms) + 2
+    assert len([a for a in fallbacks if a.reason == "deadline"]) <= 4, "one call at a time tries the cloud"
+    assert resumed_s < RESUME_S
+    rises = linked.edge.metrics().by("tandem_breaker_transitions_total", "to")
+    assert rises["closed",] - changes.get(("closed",), 0) == 1
+    assert rises["half_open",] - changes.get(("half_open",), 0) >= 2
+
+
+def test_an_edge_that_starts_behind_a_silent_link(
+    linked: Linked, services: Services, tmp_path: Path, note: Callable[..., None]
+) -> None:
+    linked.proxy.begin(SILENT)
+    bundle = write_bundle(tmp_path / "colors")
+    edge = services.edge(bundle, linked.proxy.port).wait_ready()
+    with Load(edge.ports[0], IMAGES, rate=RATE, deadline_ms=DEADLINE_MS) as load:
+        alone = load.go_on(3.0)  # longer than one attempt to connect may take
+        linked.proxy.heal()
+        resumed_s = load.resumed_after(time.monotonic())
+    note(
+        latest_after_deadline_ms=load.answers.latest_ms(),
+        resumed_s=resumed_s,
+        fallback_p50_ms=alone.of("edge_fallback").p50_ms,
+        edge_p50_ms=alone.of("edge").p50_ms,
+    )
+    assert alone.who.keys() == {("edge", "confident"), ("edge_fallback", "cloud_unreachable")}
+    assert resumed_s < RESUME_S
+
+
+def test_a_link_that_comes_and_goes(linked: Linked, note: Callable[..., None]) -> None:
+    with linked.load() as load:
+        for fault in (REFUSE, SILENT, Fault(cut_answers=True), replace(SILENT, reset_first=True)) * 3:
+            linked.proxy.begin(fault)
+            load.go_on(0.15)
+            linked.proxy.heal()
+            load.go_on(0.1)
+        resumed_s = load.resumed_after(time.monotonic())
+    note(
+        latest_after_deadline_ms=load.answers.latest_ms(),
+        resumed_s=resumed_s,
+        who=str(dict(load.answers.who)),
+    )
+    assert resumed_s < RESUME_S
+    eventually(
+        lambda: linked.edge.metrics().total("tandem_inflight_requests") == 0, 1, "nothing is left over"
+    )
+    eventually(
+        lambda: linked.cloud.metrics().total("tandem_cloud_inflight_requests") == 0, 1, "nor in the cloud"
+    )
