@@ -1,5 +1,6 @@
 """Turning an edge model's logits into a confidence, and choosing from where on it is trusted."""
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ Logits = NDArray[np.float32]
 Classes = NDArray[np.int64]
 
 CURVE_POINTS = 50
+_log = logging.getLogger(__name__)
 _LOG_RANGE = (math.log(0.02), math.log(50.0))  # of the temperature
 
 
@@ -126,4 +128,9 @@ def _choose(sweep: _Sweep, full: Logits, classes: Classes, target: Target) -> in
     reaching = np.flatnonzero(allowed & (sweep.accuracy >= wanted))
     if len(reaching):
         return int(reaching[0])
-    return int(np.argmax(np.where(allowed, sweep.accuracy, -1.0)))
+    best = int(np.argmax(np.where(allowed, sweep.accuracy, -1.0)))
+    _log.warning(
+        "no threshold reaches an accuracy of %.4f while escalating at most %.0f %%; the best reaches %.4f",
+        wanted, 100 * target.cap, sweep.accuracy[best],
+    )  # fmt: skip
+    return best

@@ -68,11 +68,12 @@ def test_the_threshold_is_the_smallest_that_reaches_the_target() -> None:
         assert other < wanted or share >= escalated
 
 
-def test_the_cap_bounds_what_is_escalated() -> None:
+def test_the_cap_bounds_what_is_escalated(caplog: pytest.LogCaptureFixture) -> None:
     edge, full, classes = _pair()
     found = calibrate(edge, full, classes, Target(gap=0.0, margin=0.0, cap=0.2))
     reached, escalated = _accuracy(edge, full, classes, found.threshold, found.temperature)
     assert 0.15 < escalated <= 0.2
+    assert "escalating at most 20 %" in caplog.text
     assert all(
         _accuracy(edge, full, classes, point.threshold, found.temperature)[0] <= reached
         for point in found.curve
