@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import grpc
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from edge_node.breaker import Breaker
@@ -29,8 +30,8 @@ from inference_core.errors import (
 )
 from inference_core.tensors import DATATYPES, Parameter, Tensors, from_response, get_parameters, to_request
 from protos import open_inference_pb2 as oip
-from protos import open_inference_pb2_grpc as oip_grpc
 
+MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 # How long a call may wait for a connection that is just being made, as after the cloud let an old one go.
 CONNECTING_S = 0.02
 _KEEPALIVE_MS = 20_000
@@ -175,18 +176,17 @@ class CloudClient:
     async def _call(self, query: Query, timeout_s: float) -> CloudAnswer:
         request = to_request(query.model, query.version, query.inputs, query.parameters, query.id)
         try:
-            response = await self._send(request, timeout_s)
+            data = await self._send(request, timeout_s)
+            response = _parsed(data)
             logits = _usable(response, query)
         except CloudUnavailable as error:
             error.bytes_up = request.ByteSize()
             raise
-        return CloudAnswer(
-            logits, get_parameters(response.parameters), request.ByteSize(), response.ByteSize()
-        )
+        return CloudAnswer(logits, get_parameters(response.parameters), request.ByteSize(), len(data))
 
-    async def _send(self, request: oip.ModelInferRequest, timeout_s: float) -> oip.ModelInferResponse:
+    async def _send(self, request: oip.ModelInferRequest, timeout_s: float) -> bytes:
         try:
-            response: oip.ModelInferResponse = await self._stub.ModelInfer(request, timeout=max(timeout_s, 0))
+            return await self._model_infer(request, timeout=max(timeout_s, 0))
         except grpc.aio.AioRpcError as error:
             raise REFUSALS[error.code()](f"{error.code().name}: {error.details()}") from error
         except asyncio.CancelledError:
@@ -194,11 +194,13 @@ class CloudClient:
             if task is not None and task.cancelling():
                 raise
             raise CloudUnreachable("the connection was closed during the call") from None
-        return response
 
     def _dial(self) -> None:
         self._channel = grpc.aio.insecure_channel(self._target, options=self._options)
-        self._stub = oip_grpc.GRPCInferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        # The generated stub would parse the answer where a failure is logged and swallowed.
+        self._model_infer: grpc.aio.UnaryUnaryMultiCallable[oip.ModelInferRequest, bytes] = (
+            self._channel.unary_unary(MODEL_INFER, request_serializer=oip.ModelInferRequest.SerializeToString)
+        )
         self._dialled = time.monotonic()
 
     async def _keep_connected(self) -> None:
@@ -247,6 +249,13 @@ def _options(connect_timeout_s: float, max_message_bytes: int) -> list[tuple[str
         # A fresh channel must not inherit the back-off of the one it replaces.
         ("grpc.use_local_subchannel_pool", 1),
     ]
+
+
+def _parsed(data: bytes) -> oip.ModelInferResponse:
+    try:
+        return oip.ModelInferResponse.FromString(data)
+    except DecodeError as error:
+        raise CloudRefused(f"the answer is no message of the protocol: {error}", "invalid_answer") from error
 
 
 def _usable(response: oip.ModelInferResponse, query: Query) -> NDArray[Any]:
