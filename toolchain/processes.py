@@ -43,11 +43,7 @@ class Service:
         self._log: IO[bytes] | None = None
 
     async def __aenter__(self) -> Self:
-        try:
-            await self.start()
-        except BaseException:
-            await self.stop()
-            raise
+        await self.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -69,16 +65,15 @@ class Service:
         return f"{HOST}:{self._ports['grpc']}"
 
     async def start(self) -> None:
-        """Start it and return when it is ready. Raises `ServiceFailed`."""
+        """Start it and return when it is ready. Raises `ServiceFailed`; then nothing of it is left."""
         if self.pid is not None:
             raise RuntimeError(f"{self.module} is running already")
         self._spawn()
-        deadline = time.monotonic() + START_S
-        while not self._find_ports():
-            await self._pause(deadline)
-        async with httpx2.AsyncClient(base_url=self.url, trust_env=False, timeout=1.0) as client:
-            while not await _is_ready(client):
-                await self._pause(deadline)
+        try:
+            await self._wait_until_ready()
+        except BaseException:
+            await self.stop()
+            raise
 
     def kill(self) -> None:
         """End it with SIGKILL, as a crash or a power cut would."""
@@ -112,6 +107,14 @@ class Service:
             stdout=self._log,
             stderr=self._log,
         )
+
+    async def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_S
+        while not self._find_ports():
+            await self._pause(deadline)
+        async with httpx2.AsyncClient(base_url=self.url, trust_env=False, timeout=1.0) as client:
+            while not await _is_ready(client):
+                await self._pause(deadline)
 
     def _find_ports(self) -> bool:
         """Whether the service has said where it listens."""
