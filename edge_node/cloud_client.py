@@ -32,7 +32,8 @@ from inference_core.tensors import DATATYPES, Parameter, Tensors, from_response,
 from protos import open_inference_pb2 as oip
 
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
-# How long a call may wait for a connection that is just being made, as after the cloud let an old one go.
+# How long calls may wait for a connection that has just gone, as when the cloud lets an old one go. After
+# that they do not wait any more until there has been one again.
 CONNECTING_S = 0.02
 _KEEPALIVE_MS = 20_000
 _log = logging.getLogger(__name__)
@@ -117,6 +118,7 @@ class CloudClient:
         self._on_connection = on_connection
         self._redial_s = connect_timeout_s
         self._connected = False
+        self._blink_ends: float | None = None
         self._options = _options(connect_timeout_s, max_message_bytes)
         self._keeper: asyncio.Task[None] | None = None
         self._dial()
@@ -163,15 +165,30 @@ class CloudClient:
         return answer
 
     async def _connection(self, timeout_s: float) -> None:
-        """Return with a connection, or raise `CloudUnreachable` at once or after a blink."""
-        channel = self._channel
-        state = channel.get_state()
-        if state is not _Ready.READY and state is not _Ready.TRANSIENT_FAILURE:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(CONNECTING_S, timeout_s)):
-                    await channel.wait_for_state_change(state)
-        if channel.get_state() is not _Ready.READY:
+        """Return with a connection, or raise `CloudUnreachable` at once or, when it has just gone, after a
+        blink."""
+        state = self._channel.get_state()
+        if state is not _Ready.READY:
+            state = await self._after_a_blink(state, timeout_s)
+        if state is not _Ready.READY:
             raise CloudUnreachable(f"no connection to {self._target}")
+        self._blink_ends = None
+
+    async def _after_a_blink(
+        self, state: grpc.ChannelConnectivity, timeout_s: float
+    ) -> grpc.ChannelConnectivity:
+        """The state that connecting comes to within what is left of the blink."""
+        channel, now = self._channel, time.monotonic()
+        self._blink_ends = self._blink_ends or now + CONNECTING_S
+        left = min(self._blink_ends - now, timeout_s)
+        if left <= 0:
+            return state
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(left):
+                while state is not _Ready.READY and state is not _Ready.TRANSIENT_FAILURE:
+                    await channel.wait_for_state_change(state)
+                    state = channel.get_state()
+        return state
 
     async def _call(self, query: Query, timeout_s: float) -> CloudAnswer:
         request = to_request(query.model, query.version, query.inputs, query.parameters, query.id)

@@ -17,6 +17,7 @@ RATE = 80.0
 RESUME_S = 2.0
 IMAGES = (picture(UNSURE), picture(SURE))
 OPEN = 2.0
+WAIT_MS = 8.0  # what asking a link that answers at once, with a failure, may cost the typical request
 
 
 @dataclass
@@ -90,6 +91,7 @@ def test_a_failing_link_delays_no_answer_and_is_used_again_when_it_is_whole(
     assert before.reasons == after.reasons == {"low_confidence", "confident"}
     assert not answers.sent_in(began, began + 2.0).of("cloud")
     assert during.of("edge_fallback").reasons == reasons
+    assert during.of("edge_fallback").p50_ms < 2 * during.of("edge").p50_ms + WAIT_MS
     assert all(a.body["degraded"] and a.label == "red" for a in answers.of("edge_fallback"))
     assert not any(a.body["degraded"] for a in answers if a.source != "edge_fallback")
     assert resumed_s < RESUME_S
@@ -139,7 +141,7 @@ def test_the_breaker_spares_devices_a_silent_cloud(linked: Linked, note: Callabl
         resumed_s=resumed_s,
         latest_after_deadline_ms=load.answers.latest_ms(),
     )
-    assert fallbacks.p50_ms < 2 * max(edge_only.p50_ms, spared.of("edge").p50_ms) + 2
+    assert fallbacks.p50_ms < 2 * max(edge_only.p50_ms, spared.of("edge").p50_ms) + WAIT_MS
     assert len([a for a in fallbacks if a.reason == "deadline"]) <= 4, "one call at a time tries the cloud"
     assert resumed_s < RESUME_S
     rises = linked.edge.metrics().by("tandem_breaker_transitions_total", "to")
@@ -163,6 +165,7 @@ def test_an_edge_that_starts_behind_a_silent_link(
         fallback_p50_ms=alone.of("edge_fallback").p50_ms,
         edge_p50_ms=alone.of("edge").p50_ms,
     )
+    assert alone.of("edge_fallback").p50_ms < 2 * alone.of("edge").p50_ms + WAIT_MS
     assert alone.who.keys() == {("edge", "confident"), ("edge_fallback", "cloud_unreachable")}
     assert resumed_s < RESUME_S
 

@@ -33,7 +33,7 @@ def test_a_busy_cloud_is_helped_by_the_edge(
     edge = services.edge(bundle, cloud.ports[1])
     cloud.wait_ready()
     device = Device(edge.wait_ready().ports[0])
-    patient = {"mode": "cloud", "deadline_ms": 2000}
+    patient: dict[str, Any] = {"mode": "cloud", "deadline_ms": 2000}
     eventually(
         lambda: device.predict(picture(UNSURE), **patient).source == "cloud", 5, "the edge is connected"
     )
