@@ -1,9 +1,34 @@
 """Fixtures of this package's tests."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+
+from tests.bundles import write_bundle
+from tests.edge_node.node import CloudSimulator, Node, node
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Async tests run on asyncio, as the services do."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that no test changes."""
+    return write_bundle(tmp_path_factory.mktemp("edge") / "colors")
+
+
+@pytest.fixture
+def cloud(colors: Path) -> CloudSimulator:
+    """A cloud with the same bundle."""
+    return CloudSimulator(colors)
+
+
+@pytest.fixture
+def edge(colors: Path, cloud: CloudSimulator) -> Iterator[Node]:
+    """A node with that cloud."""
+    with node(colors, cloud=cloud) as made:
+        yield made
