@@ -79,5 +79,8 @@ class Metrics:
 
     def serve(self, host: str, port: int) -> tuple[WSGIServer, int]:
         """Serve `/metrics` from a thread; the server and its port. Raises `OSError` for a taken port."""
-        server, _ = start_http_server(port, host, registry=self._registry)
+        try:
+            server, _ = start_http_server(port, host, registry=self._registry)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}: {host}:{port}") from error
         return server, int(server.server_port)

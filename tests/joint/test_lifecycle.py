@@ -1,0 +1,279 @@
+"""Start, health and stop of both services, and what they say when they cannot start."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import onnx
+import pytest
+from grpc_health.v1 import health_pb2
+
+from tests.bundles import (
+    SURE,
+    UNSURE,
+    edited,
+    model_bytes,
+    picture,
+    pool_and_classify,
+    replace_file,
+    write_bundle,
+)
+from tests.joint.device import Answer, Device, Load
+from tests.joint.services import PREFIXES, ROOT, Service, Services, eventually, free_port, get
+
+WORK = 200  # makes a run of the full model take some 50 ms
+STOP_S = 5.0
+KINDS = ("edge_node", "cloud_service")
+Breaking = Callable[[Path, str], None]
+SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+def health(service: Service, name: str = "") -> int:
+    with grpc.insecure_channel(f"127.0.0.1:{service.ports[1]}") as channel:
+        request = health_pb2.HealthCheckRequest(service=name)
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        return int(check(request, timeout=5).status)
+
+
+def ready(service: Service) -> tuple[int, int]:
+    """Status of `/healthz` and `/readyz`."""
+    return get(service.ports[0], "/healthz")[0], get(service.ports[0], "/readyz")[0]
+
+
+def test_readiness_does_not_depend_on_the_other_side(services: Services, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "colors")
+    port = free_port()
+    edge = services.edge(bundle, port).wait_ready()
+    assert ready(edge) == (200, 200)
+    assert health(edge) == health(edge, "inference.GRPCInferenceService") == SERVING
+    assert get(edge.ports[0], "/v2/health/ready")[0] == 200
+    cloud = services.cloud(bundle, grpc_port=port).wait_ready()
+    assert health(cloud) == health(cloud, "inference.GRPCInferenceService") == SERVING
+    connected = "tandem_cloud_connected"
+    eventually(lambda: edge.metrics().total(connected) == 1, 3, "the edge has found the cloud")
+    cloud.kill()
+    eventually(lambda: edge.metrics().total(connected) == 0, 3, "the edge has lost the cloud")
+    assert ready(edge) == (200, 200)
+    assert health(edge) == SERVING
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_service_is_alive_but_not_ready_while_it_loads(
+    services: Services, tmp_path: Path, kind: str
+) -> None:
+    many = 12 if kind == "edge_node" else 2  # enough to be caught loading; the cloud also runs the slow model
+    bundles = [write_bundle(tmp_path / f"b{n}", model=f"m{n}", full_work=WORK) for n in range(many)]
+    service = services.start(kind, kind, {"bundles": ",".join(map(str, bundles))})
+    service.ports  # noqa: B018 - waits until it listens
+    assert ready(service) == (200, 503)
+    assert health(service) == health_pb2.HealthCheckResponse.NOT_SERVING
+    if kind == "edge_node":
+        answer = Device(service.ports[0], "m0").predict(picture(SURE))
+        assert (answer.status, answer.body) == (503, {"error": "the models are still loading"})
+    service.wait_ready()
+    assert ready(service) == (200, 200)
+    assert health(service) == SERVING
+
+
+@pytest.fixture
+def slow_pair(services: Services, tmp_path: Path) -> tuple[Service, Service]:
+    """An edge and a cloud that takes its time."""
+    bundle = write_bundle(tmp_path / "colors", full_work=WORK)
+    cloud = services.cloud(bundle)
+    edge = services.edge(bundle, cloud.ports[1])
+    cloud.wait_ready()
+    device = Device(edge.wait_ready().ports[0])
+    eventually(
+        lambda: device.predict(picture(UNSURE), deadline_ms=3000).source == "cloud",
+        10,
+        "the edge is connected",
+    )
+    return edge, cloud
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=KINDS)
+def test_stopping_finishes_what_has_begun(
+    slow_pair: tuple[Service, Service], note: Callable[..., None], which: int
+) -> None:
+    edge, cloud = slow_pair
+    stopped = slow_pair[which]
+    device = Device(edge.ports[0])
+
+    def ask(_: int) -> Answer:
+        return device.predict(picture(UNSURE), mode="cloud", deadline_ms=5000)
+
+    def begun() -> bool:
+        return cloud.metrics().total("tandem_cloud_inflight_requests") == len(askers)
+
+    with ThreadPoolExecutor(8) as pool:
+        askers = [pool.submit(ask, number) for number in range(8)]
+        # Faster than the first run: all of them are in the cloud, waiting.
+        try:
+            eventually(begun, 2, "all requests are in flight")
+        except pytest.fail.Exception:
+            pytest.fail(f"they were answered too fast: {[a.result().body['timings_ms'] for a in askers]}")
+        stopped.signal(signal.SIGTERM)
+        started = time.monotonic()
+        answers = [asker.result() for asker in askers]
+        assert stopped.wait(STOP_S) == 0
+    note(stopped_s=time.monotonic() - started)
+    assert {(a.status, *a.who) for a in answers} == {(200, "cloud", "mode")}
+    assert stopped.log.rstrip().endswith("stopped")
+
+
+def test_an_edge_that_stops_under_load_breaks_no_answer_off(
+    services: Services, tmp_path: Path, note: Callable[..., None]
+) -> None:
+    bundle = write_bundle(tmp_path / "colors")
+    cloud = services.cloud(bundle)
+    edge = services.edge(bundle, cloud.ports[1])
+    cloud.wait_ready()
+    edge.wait_ready()
+    images = (picture(UNSURE), picture(SURE))
+    with Load(edge.ports[0], images, rate=150, deadline_ms=200) as load:
+        load.go_on(0.7)
+        asked = time.monotonic()
+        edge.signal(signal.SIGTERM)
+        assert edge.wait(STOP_S) == 0
+        took_s = time.monotonic() - asked
+        load.go_on(0.2)
+    before = load.answers.sent_in(0, asked - 0.05)
+    before.latest_ms()
+    later = load.answers.sent_in(asked - 0.05)
+    note(stopped_s=took_s, answered_while_stopping=sum(a.status == 200 for a in later))
+    # Whoever got a connection and an answer got a whole one; the others were turned away at the door.
+    assert {a.status for a in later} <= {200, 0}
+    assert {a.error for a in later} <= {
+        "",
+        "ConnectionRefusedError",
+        "ConnectionResetError",
+        "IncompleteReadError",
+    }
+
+
+def _flip_a_bit(folder: Path, name: str) -> None:
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _remove(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+
+
+def _use_external_data(folder: Path, name: str) -> None:
+    model = onnx.load_from_string(model_bytes(pool_and_classify()))
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="manifest.json")
+    replace_file(folder, name, model.SerializeToString())
+
+
+def _answer_differently(folder: Path, name: str) -> None:
+    replace_file(folder, name, model_bytes(pool_and_classify(gain=21)))
+
+
+def _set(**changes: Any) -> Breaking:
+    def change(folder: Path, name: str) -> None:
+        with edited(folder) as manifest:
+            manifest |= changes
+
+    return change
+
+
+def _name_a_path(folder: Path, name: str) -> None:
+    with edited(folder) as manifest:
+        manifest["golden"]["file"] = "../golden.npz"
+
+
+def _leave_the_manifest_out(folder: Path, name: str) -> None:
+    (folder / "manifest.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("breaking", "file", "rule"),
+    [
+        pytest.param(_flip_a_bit, "", "SHA-256", id="wrong digest"),
+        pytest.param(_remove, "", "No such file", id="missing file"),
+        pytest.param(_use_external_data, "", "keeps its data outside", id="external data"),
+        pytest.param(_answer_differently, "", "golden", id="other outputs"),
+        pytest.param(_set(model="../colors"), "manifest.json", "does not match", id="bad name"),
+        pytest.param(_name_a_path, "manifest.json", "not a plain name", id="path"),
+        pytest.param(_set(format=99), "manifest.json", "newer", id="newer format"),
+        pytest.param(_leave_the_manifest_out, "manifest.json", "No such file", id="no manifest"),
+    ],
+)
+def test_a_broken_bundle_is_refused_by_name_and_rule(
+    services: Services, tmp_path: Path, breaking: Breaking, file: str, rule: str
+) -> None:
+    loaded = {"edge_node": "edge-int8.onnx", "cloud_service": "full.onnx"}
+    started = {}
+    for kind, name in loaded.items():
+        folder = write_bundle(tmp_path / kind)
+        breaking(folder, name)
+        started[kind] = services.start(kind, kind, {"bundles": folder})
+    for kind, service in started.items():
+        assert service.wait() == 1
+        (line,) = [line for line in service.log.splitlines() if " ERROR " in line]
+        assert "refusing to serve" in line
+        assert (file or loaded[kind]) in line
+        assert rule in line
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        yield int(holder.getsockname()[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_taken_port_is_named(services: Services, tmp_path: Path, taken: int, kind: str) -> None:
+    bundle = write_bundle(tmp_path / "colors")
+    kinds = ("http_port", "grpc_port", "metrics_port")
+    for service in [services.start(kind, port, {"bundles": bundle, port: taken}) for port in kinds]:
+        assert service.wait() == 1
+        (line,) = [line for line in service.log.splitlines() if " ERROR " in line]
+        assert "cannot listen" in line
+        assert str(taken) in line
+
+
+def run(kind: str, *arguments: str, **settings: str) -> tuple[int, str]:
+    """Exit status and everything that a short run says."""
+    named = {PREFIXES[kind] + name.upper(): value for name, value in settings.items()}
+    command = [sys.executable, "-m", kind, *arguments]
+    done = subprocess.run(command, env=named, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bad_setting_is_named_with_its_value_and_limit(kind: str) -> None:
+    status, text = run(kind, http_port="70000", shutdown_ms="soon")
+    prefix = PREFIXES[kind]
+    assert status == 2
+    assert f"{prefix}HTTP_PORT: " in text
+    assert "65535, got '70000'" in text
+    assert f"{prefix}SHUTDOWN_MS: " in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_help_lists_the_settings(kind: str) -> None:
+    status, text = run(kind, "--help")
+    assert status == 0
+    for name in ("BUNDLES", "HOST", "HTTP_PORT", "GRPC_PORT", "METRICS_PORT", "SHUTDOWN_MS", "LOG_LEVEL"):
+        assert f"  {PREFIXES[kind]}{name} " in text
+    assert "milliseconds" in text
+    assert "models/digits" in text
