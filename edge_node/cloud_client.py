@@ -185,7 +185,7 @@ class CloudClient:
             return state
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(left):
-                while state is not _Ready.READY and state is not _Ready.TRANSIENT_FAILURE:
+                while state in (_Ready.IDLE, _Ready.CONNECTING):
                     await channel.wait_for_state_change(state)
                     state = channel.get_state()
         return state
