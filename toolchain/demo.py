@@ -15,7 +15,7 @@ from inference_core.bundle import Bundle
 from inference_core.errors import InvalidInput
 from toolchain.device import Device, Query, play_all
 from toolchain.images import LabelledImage
-from toolchain.outage import MAX_RATE, Outage, Timing, forced_threshold, play_outage
+from toolchain.outage import GRACE_MS, MAX_RATE, Outage, Timing, forced_threshold, play_outage
 from toolchain.processes import Service, ServiceFailed
 from toolchain.tally import Reply, Tally, breakdown, figures
 from toolchain.ticker import Ticker
@@ -50,16 +50,26 @@ class Measured:
 
 @dataclass(frozen=True)
 class Results:
-    """All that the demo found out."""
+    """All that the demo found out; each request had `deadline_ms`."""
 
     modes: Sequence[Measured]
     outage: Outage
+    deadline_ms: float
 
     @property
     def complete(self) -> bool:
         """Whether every request was answered with 200, and escalations went on after the outage."""
-        tallies = [self.outage.total, *(mode.tally for mode in self.modes)]
-        return all(tally.sent == tally.answered for tally in tallies) and self.outage.resumed_s is not None
+        return self.answered == self.sent and self.outage.resumed_s is not None
+
+    @property
+    def sent(self) -> int:
+        """Requests sent in all."""
+        return self.outage.total.sent + sum(mode.tally.sent for mode in self.modes)
+
+    @property
+    def answered(self) -> int:
+        """Requests answered with 200."""
+        return self.outage.total.answered + sum(mode.tally.answered for mode in self.modes)
 
 
 def queries(bundle: Bundle) -> dict[str, Query]:
@@ -117,7 +127,8 @@ async def _play(
     # half of what a cascade can take leaves room for the cloud's start on the same machine
     rate = min(MAX_RATE, max(1.0, len(images) / cascade.seconds / 2))
     ticker.say(f"outage: {rate:.0f} images per second in mode cascade")
-    return Results(modes, await play_outage(device, cloud, images, query, rate, plan.timing, ticker))
+    outage = await play_outage(device, cloud, images, query, rate, plan.timing, ticker)
+    return Results(modes, outage, device.served.deadline_ms)
 
 
 async def _wait_for_cloud(device: Device, image: LabelledImage) -> None:
@@ -175,17 +186,23 @@ def render(results: Results, bundle: Bundle, plan: Plan, console: Console) -> No
         soft_wrap=True,
     )
     for mode in results.modes:
-        for problem in _problems(mode.tally):
+        for problem in _problems(mode.tally, results.deadline_ms):
             console.print(f"{mode.name}: {problem}", highlight=False, soft_wrap=True, markup=False)
     console.print()
-    for line in results.outage.lines():
+    verdict = f"{results.answered:,} of {results.sent:,} requests of this demo were answered with 200."
+    for line in [*results.outage.lines(), "", verdict]:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def _problems(tally: Tally) -> list[str]:
+def _problems(tally: Tally, deadline_ms: float) -> list[str]:
     """What went otherwise than the mode wanted."""
     problems = [f"{count} x {error}" for error, count in tally.errors.most_common()]
     if tally.degraded:
         fallbacks = {key: count for key, count in tally.answers.items() if key[0] == "edge_fallback"}
         problems.append(f"the edge stood in for the cloud: {breakdown(type(tally.answers)(fallbacks))}")
+    late_ms = tally.slowest_ms - deadline_ms
+    if late_ms > GRACE_MS:
+        problems.append(
+            f"the slowest came {late_ms:.0f} ms after its deadline: TOO LATE, over {GRACE_MS:.0f} ms"
+        )
     return problems
