@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from inference_core.engine import Engine
-from inference_core.errors import DeadlineExceeded, InvalidInput, ModelError, Overloaded, TooLarge
+from inference_core.errors import DeadlineExceeded, InvalidInput, ModelError, NotReady, Overloaded, TooLarge
 from inference_core.tensors import Tensors
 
 
@@ -77,12 +77,12 @@ class Batcher:
         """Run `inputs`, whose arrays share a first axis of samples, in some batch.
 
         `deadline` is a time on the clock: a call still waiting then is not run. Raises `InvalidInput`
-        and `TooLarge` for inputs that fit no run, `Overloaded` when the queue is full or closing,
-        `DeadlineExceeded`, and `ModelError` when its run fails. Cancelling it disturbs no one else.
+        and `TooLarge` for inputs that fit no run, `Overloaded` when the queue is full, `NotReady` when
+        closing, `DeadlineExceeded`, and `ModelError` when its run fails. Cancelling it disturbs no one.
         """
         rows = self._rows(inputs)
         if self._closing:
-            raise Overloaded("shutting down")
+            raise NotReady("the service is stopping")
         if self.depth + rows > self._max_queue:
             raise Overloaded(f"{self.depth} samples are waiting, the limit is {self._max_queue}")
         loop = asyncio.get_running_loop()

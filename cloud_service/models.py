@@ -18,7 +18,7 @@ from cloud_service.metrics import Metrics
 from cloud_service.settings import Settings
 from inference_core.bundle import Bundle, File, load_bundle
 from inference_core.engine import Engine, TensorSpec
-from inference_core.errors import BundleError, InvalidInput, ModelNotFound, Overloaded, VersionMismatch
+from inference_core.errors import BundleError, InvalidInput, ModelNotFound, NotReady, VersionMismatch
 from inference_core.preprocess import Preprocess
 from inference_core.tensors import Tensors
 
@@ -74,11 +74,11 @@ class Models:
     def get(self, name: str, version: str = "", digest: str = "") -> Served:
         """The model called `name`; an empty version or digest stands for whichever is served.
 
-        Raises `Overloaded` while loading, `ModelNotFound`, and `VersionMismatch` when the version, or the
-        digest of the bundle that the caller works with, is another one than is served here.
+        Raises `NotReady` while loading, `ModelNotFound`, and `VersionMismatch` when the
+        version, or the digest of the bundle that the caller works with, is another one than is served here.
         """
-        if not self.ready:
-            raise Overloaded("the models are still loading")
+        if not self._served:
+            raise NotReady("the models are still loading")
         served = self._served.get(name)
         if served is None:
             raise ModelNotFound(f"model {name!r} is not served here, only {', '.join(sorted(self._served))}")

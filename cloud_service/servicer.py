@@ -17,7 +17,7 @@ from cloud_service.metrics import Metrics
 from cloud_service.models import Models, Served
 from cloud_service.settings import Settings
 from inference_core.engine import TensorSpec
-from inference_core.errors import ModelNotFound, Overloaded, TandemError, VersionMismatch, grpc_status
+from inference_core.errors import ModelNotFound, NotReady, TandemError, VersionMismatch, grpc_status
 from inference_core.tensors import Parameter, from_request, get_parameters, to_response
 from protos import open_inference_pb2 as oip
 from protos import open_inference_pb2_grpc as oip_grpc
@@ -71,7 +71,7 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
     async def _model_ready(self, request: oip.ModelReadyRequest) -> oip.ModelReadyResponse:
         try:
             self._models.get(request.name, request.version)
-        except (ModelNotFound, VersionMismatch, Overloaded):
+        except (ModelNotFound, VersionMismatch, NotReady):
             return oip.ModelReadyResponse(ready=False)
         return oip.ModelReadyResponse(ready=True)
 

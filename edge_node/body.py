@@ -8,8 +8,11 @@ from inference_core.errors import InvalidInput, TooLarge
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body. Raises `InvalidInput` for none, and `TooLarge` as soon as it is known to be over
     `limit` bytes."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
+    try:
+        declared = int(request.headers.get("content-length", "0"))
+    except ValueError:
+        declared = 0  # the stream will tell
+    if declared > limit:
         raise TooLarge(f"body: {declared} bytes, the limit is {limit}")
     body = bytearray()
     async for chunk in request.stream():

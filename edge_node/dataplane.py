@@ -15,7 +15,7 @@ from edge_node.model_slot import LoadedModel, ModelSlots
 from edge_node.outcome import Answer, Outcome
 from edge_node.settings import Preferences
 from inference_core.engine import TensorSpec
-from inference_core.errors import InvalidInput, ModelNotFound, Overloaded
+from inference_core.errors import InvalidInput, ModelNotFound, NotReady
 from inference_core.tensors import Parameter, Tensors
 
 SERVER = "tandem-edge"
@@ -63,7 +63,7 @@ class Dataplane:
         """Whether this model, in this version, answers."""
         try:
             self._slots.get(name, version)
-        except (ModelNotFound, Overloaded):
+        except (ModelNotFound, NotReady):
             return False
         return self.ready
 
@@ -96,7 +96,7 @@ class Dataplane:
             if output != model.manifest.output.name:
                 raise InvalidInput(f"output {output!r}: the model has {model.manifest.output.name!r} only")
         asks = [Ask(name, row[None], arrived, version, request_id, wants) for row in batch]
-        answers = await asyncio.gather(*(self._joint.infer(ask) for ask in asks))
+        answers = await self._answers(asks)
         logits = np.concatenate([answer.logits for answer in answers])
         return Inferred(
             name,
@@ -105,6 +105,15 @@ class Dataplane:
             {model.manifest.output.name: logits},
             _outcome_parameters(answers),
         )
+
+    async def _answers(self, asks: list[Ask]) -> list[Answer]:
+        """One answer for each ask; when one is refused, none of the others goes on or is counted."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._joint.infer(ask)) for ask in asks]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
+        return [task.result() for task in tasks]
 
     def _batch(self, model: LoadedModel, inputs: Tensors) -> NDArray[Any]:
         model.edge.check(inputs)

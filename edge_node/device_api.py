@@ -92,6 +92,8 @@ async def _file(request: Request, body: bytes) -> bytes:
         form = await parser.parse()
     except MultiPartException as error:
         raise InvalidInput(f"multipart body: {error.message}") from error
+    except ValueError as error:  # a charset that cannot decode the names of the fields
+        raise InvalidInput("multipart body: its charset does not fit") from error
     try:
         upload = form.get("file")
         if not isinstance(upload, UploadFile):

@@ -13,7 +13,7 @@ from edge_node.settings import Preferences, Settings
 from inference_core.bundle import Bundle, Manifest, load_bundle
 from inference_core.confidence import Floats, score, softmax
 from inference_core.engine import Engine, TensorSpec
-from inference_core.errors import BundleError, InvalidInput, ModelNotFound, Overloaded
+from inference_core.errors import BundleError, InvalidInput, ModelNotFound, NotReady
 from inference_core.tensors import Tensors
 
 PROVIDERS = ("CPUExecutionProvider",)
@@ -72,10 +72,10 @@ class ModelSlots:
     def get(self, name: str, version: str = "") -> LoadedModel:
         """The model called `name`; an empty version stands for whichever is served.
 
-        Raises `Overloaded` while loading and `ModelNotFound`.
+        Raises `NotReady` while loading and `ModelNotFound`.
         """
         if not self._loaded:
-            raise Overloaded("the models are still loading")
+            raise NotReady("the models are still loading")
         model = self._loaded.get(name)
         if model is None:
             raise ModelNotFound(f"model: {name!r} is not served here, only {', '.join(sorted(self._loaded))}")

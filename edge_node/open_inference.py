@@ -18,6 +18,7 @@ from inference_core.errors import InvalidInput, TooLarge
 from inference_core.tensors import Parameter, Tensors, datatype_of, from_bytes, from_json, to_bytes, to_json
 
 HEADER_LENGTH = "inference-header-content-length"
+_MAX_DIGITS = 18  # Python refuses to read numbers of thousands of digits
 _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": 32 + zlib.MAX_WBITS}
 
 
@@ -123,7 +124,8 @@ def _parse(body: bytes, header_length: str | None) -> tuple[_Infer, Tensors]:
     """The request's JSON part, and its tensors from there or from the bytes behind it."""
     end = len(body)
     if header_length is not None:
-        if not header_length.isascii() or not header_length.isdigit() or int(header_length) > len(body):
+        digits = header_length.isascii() and header_length.isdigit() and len(header_length) <= _MAX_DIGITS
+        if not digits or int(header_length) > len(body):
             raise InvalidInput(
                 f"Inference-Header-Content-Length: must be 0 to {len(body)}, the body's length"
             )

@@ -5,6 +5,7 @@
         ModelNotFound       no such model, version or cut
         TooLarge            over a limit of size
       Overloaded            try again later
+        NotReady            the models are still loading, or the service is stopping
       ModelError            a model cannot be loaded or run
         VersionMismatch     the model is here, that version of it is not
       CloudUnavailable      the cloud's fault: the edge answers by itself
@@ -45,6 +46,10 @@ class Overloaded(TandemError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class NotReady(Overloaded):
+    """The service is there, but its models are not: it is still loading, or stopping."""
 
 
 class ModelError(TandemError):
@@ -121,6 +126,7 @@ GRPC_STATUS: Mapping[type[TandemError], str] = {
     ModelNotFound: "NOT_FOUND",
     TooLarge: "RESOURCE_EXHAUSTED",
     Overloaded: "RESOURCE_EXHAUSTED",
+    NotReady: "UNAVAILABLE",
     VersionMismatch: "FAILED_PRECONDITION",
     DeadlineExceeded: "DEADLINE_EXCEEDED",
     TandemError: "INTERNAL",

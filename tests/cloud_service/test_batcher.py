@@ -339,7 +339,7 @@ async def test_close_answers_everyone_and_refuses_newcomers() -> None:
         await closing
         assert all(call.done() for call in calls)
         assert [await values(call) for call in calls] == [[1.0, 2.0, 3.0, 4.0], [5.0], [6.0]]
-        with pytest.raises(Overloaded, match="shutting down"):
+        with pytest.raises(Overloaded, match="stopping"):
             await r.submit(7.0)
         await r.batcher.close()
 

@@ -418,9 +418,9 @@ async def test_loading_service_says_so(bundle: Path) -> None:
         assert (await service.stub.ServerLive(oip.ServerLiveRequest())).live
         assert not (await service.stub.ServerReady(oip.ServerReadyRequest())).ready
         assert not (await service.stub.ModelReady(oip.ModelReadyRequest(name="colors"))).ready
-        with refused(Code.RESOURCE_EXHAUSTED, "still loading"):
+        with refused(Code.UNAVAILABLE, "still loading"):
             await service.stub.ModelInfer(request(SURE))
-        with refused(Code.RESOURCE_EXHAUSTED, "still loading"):
+        with refused(Code.UNAVAILABLE, "still loading"):
             await service.stub.ModelMetadata(oip.ModelMetadataRequest(name="colors"))
         await service.load()
         assert await works(service)
@@ -453,7 +453,7 @@ async def test_stop_finishes_what_is_in_flight(service: Service) -> None:
 
 async def test_calls_after_close_are_refused(service: Service) -> None:
     await service.models.close()
-    with refused(Code.RESOURCE_EXHAUSTED, "shutting down"):
+    with refused(Code.UNAVAILABLE, "stopping"):
         await service.stub.ModelInfer(request(SURE))
 
 

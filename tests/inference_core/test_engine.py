@@ -1,6 +1,9 @@
 """Real sessions on tiny models: what they take, what they refuse, and several threads at once."""
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -256,3 +259,23 @@ def test_the_first_provider_that_is_present_is_used() -> None:
     engine = Engine(CLASSIFIER, name="tiny", providers=("NoSuchProvider", "CPUExecutionProvider"))
     assert engine.providers == ("CPUExecutionProvider",)
     assert engine.run({"input": images(1)})["logits"].shape == (1, 3)
+
+
+@pytest.mark.parametrize("package", ["inference_core.engine", "toolchain.quantize", "edge_node.joint"])
+def test_onnx_runtime_is_told_not_to_report_before_it_is_loaded(package: str) -> None:
+    program = f"""
+import ctypes, importlib.abc, sys
+getenv = ctypes.CDLL(None).getenv
+getenv.restype = ctypes.c_char_p
+
+class Watch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "onnxruntime":
+            print(getenv(b"ORT_DISABLE_TELEMETRY"))
+
+sys.meta_path.insert(0, Watch())
+import {package}
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert (run.returncode, run.stdout) == (0, "b'1'\n"), run.stderr
