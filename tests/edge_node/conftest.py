@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
 from tests.bundles import write_bundle
 from tests.edge_node.node import CloudSimulator, Node, node
@@ -37,4 +38,11 @@ def cloud(colors: Path) -> CloudSimulator:
 def edge(colors: Path, cloud: CloudSimulator) -> Iterator[Node]:
     """A node with that cloud."""
     with node(colors, cloud=cloud) as made:
+        yield made
+
+
+@pytest.fixture
+def client(edge: Node) -> Iterator[TestClient]:
+    """A client of the node's HTTP application; an exception out of the application fails the test."""
+    with TestClient(edge.app()) as made:
         yield made

@@ -7,6 +7,7 @@ asked. `Node` is everything that `python -m edge_node` composes, without a port.
 import asyncio
 import contextlib
 import io
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,8 @@ BYTES_DOWN = 321
 
 
 class CloudSimulator:
-    """A `Cloud` in memory. `absent` is what `check` raises, `failure` what `infer` raises."""
+    """A `Cloud` in memory. `absent` is what `check` raises, `failure` what `infer` raises; a `silent` one
+    lets every call run into its deadline, and with a `gate` calls wait until that is set."""
 
     def __init__(self, *folders: Path) -> None:
         self.asked: list[Query] = []
@@ -44,6 +46,8 @@ class CloudSimulator:
         self.failure: CloudUnavailable | None = None
         self.silent = False
         self.arrived: asyncio.Event | None = None
+        self.entered = threading.Event()
+        self.gate: threading.Event | None = None
         self.parameters: dict[str, Parameter] = {}
         self._bundles = {bundle.manifest.model: bundle for bundle in map(load_bundle, folders)}
 
@@ -61,6 +65,9 @@ class CloudSimulator:
                 self.arrived.set()
             await asyncio.sleep(max(timeout_s, 0))
             raise DeadlineExceeded("silence")
+        if self.gate is not None:
+            self.entered.set()
+            await asyncio.to_thread(self.gate.wait, 30)
         message = to_request(query.model, query.version, query.inputs, query.parameters, query.id)
         return CloudAnswer(self._logits(query), self.parameters, message.ByteSize(), BYTES_DOWN)
 

@@ -1,0 +1,60 @@
+"""Reading a body with a limit, from any stream of chunks."""
+
+from collections.abc import Sequence
+
+import pytest
+from starlette.requests import ClientDisconnect, Request
+
+from edge_node.body import read_body
+from inference_core.errors import InvalidInput, TooLarge
+
+pytestmark = pytest.mark.anyio
+
+
+class Stream:
+    """A request whose body comes in these chunks; None is a client that hangs up."""
+
+    def __init__(self, chunks: Sequence[bytes | None], content_length: bytes | None = None) -> None:
+        self._chunks = list(chunks)
+        self.read = 0
+        headers = [] if content_length is None else [(b"content-length", content_length)]
+        self.request = Request({"type": "http", "method": "POST", "headers": headers}, self._receive)
+
+    async def _receive(self) -> dict[str, object]:
+        chunk = self._chunks.pop(0) if self._chunks else b""
+        self.read += 1
+        if chunk is None:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": chunk, "more_body": bool(self._chunks)}
+
+
+@pytest.mark.parametrize("chunks", [[b"abcd"], [b"a", b"b", b"c", b"d"], [b"", b"abcd", b""]])
+@pytest.mark.parametrize("content_length", [None, b"4"])
+async def test_whole_body(chunks: list[bytes], content_length: bytes | None) -> None:
+    assert await read_body(Stream(chunks, content_length).request, 4) == b"abcd"
+
+
+async def test_declared_length_over_the_limit_is_refused_unread() -> None:
+    stream = Stream([b"abcde"], b"5")
+    with pytest.raises(TooLarge, match="body: 5 bytes, the limit is 4"):
+        await read_body(stream.request, 4)
+    assert stream.read == 0
+
+
+@pytest.mark.parametrize("content_length", [None, b"1", b"-5", b"abc", "²".encode("latin-1"), b"9" * 5000])
+async def test_body_over_the_limit_is_refused_as_soon_as_it_is(content_length: bytes | None) -> None:
+    stream = Stream([b"abc", b"de", b"f"], content_length)
+    with pytest.raises(TooLarge, match="body: over the limit of 4 bytes"):
+        await read_body(stream.request, 4)
+    assert stream.read == 2
+
+
+@pytest.mark.parametrize("chunks", [[], [b""], [b"", b""]])
+async def test_empty_body(chunks: list[bytes]) -> None:
+    with pytest.raises(InvalidInput, match="body: is empty"):
+        await read_body(Stream(chunks).request, 4)
+
+
+async def test_client_that_hangs_up() -> None:
+    with pytest.raises(ClientDisconnect):
+        await read_body(Stream([b"a", None]).request, 4)
