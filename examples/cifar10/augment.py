@@ -45,25 +45,33 @@ class Batches:
         """Batches in an epoch; a last incomplete batch is dropped."""
         return len(self._labels) // self.size
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch: images, float32 [size, 3, 32, 32], and labels, int64 [size]."""
+    def epoch(self, number: int, *, gentle: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch: images, float32 [size, 3, 32, 32], and labels, int64 [size].
+
+        ``gentle`` batches are closer to what is tested: no cut-outs, and half the shift.
+        """
         generator = torch.Generator().manual_seed(self._seed * 100_003 + number + 1)
         order = torch.randperm(len(self._labels), generator=generator)
         for start in range(0, len(self) * self.size, self.size):
             chosen = order[start : start + self.size]
-            yield self._augment(chosen, number, generator), self._labels[chosen.to(self._device)]
+            yield self._augment(chosen, number, generator, gentle), self._labels[chosen.to(self._device)]
 
-    def _augment(self, chosen: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
+    def _augment(self, chosen: Tensor, epoch: int, generator: torch.Generator, gentle: bool) -> Tensor:
         """The chosen images (int64 [k]), each cropped, flipped and cut out at random, normalised."""
         count = len(chosen)
         columns = torch.arange(SIDE).expand(count, SIDE)
         flipped = ((self._side[chosen] + epoch) % 2 == 1)[:, None]
-        rows = columns + _random(2 * _PADDING + 1, count, generator)
-        columns = torch.where(flipped, columns.flip(1), columns) + _random(2 * _PADDING + 1, count, generator)
+        shift = _PADDING // 2 if gentle else _PADDING
+        down, right = (_random(2 * shift + 1, count, generator) + _PADDING - shift for _ in range(2))
+        rows = columns + down
+        columns = torch.where(flipped, columns.flip(1), columns) + right
         index = (chosen[:, None, None], rows[:, :, None], columns[:, None, :])
         pixels = self._padded[tuple(axis.to(self._device) for axis in index)]
+        images = normalize(pixels, self._normalization)
+        if gentle:
+            return images
         hole = _square(count, generator)[:, None].to(self._device)
-        return normalize(pixels, self._normalization).masked_fill(hole, 0.0)
+        return images.masked_fill(hole, 0.0)
 
 
 def normalize(pixels: Tensor, normalization: Normalization) -> Tensor:

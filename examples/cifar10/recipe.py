@@ -23,6 +23,7 @@ _MOMENTUM = 0.85
 _KILOSTEP = 1024 * (1 + 1 / (1 - _MOMENTUM))  # examples that a recipe's rate and decay are for
 _BIAS_FACTOR = 64  # normalisation biases learn this many times faster than weights
 _WARM_UP = 0.2  # share of the steps in which the rate rises
+_GENTLE = 0.2  # share of the epochs, the last ones, with gentle augmentation
 _AVERAGE_STEPS = 5  # weights are averaged once in so many steps
 _AVERAGE_DECAY = 0.95
 _CHECK_BATCH = 500  # images
@@ -76,8 +77,9 @@ class Trainer:
     def _epoch(self, epoch: int, loss: Loss, device: torch.device) -> float:
         """One pass over the batches; returns the mean loss."""
         self.network.train()
+        gentle = epoch >= (1 - _GENTLE) * self._recipe.epochs
         total, shown = 0.0, time.monotonic()
-        for index, (images, labels) in enumerate(self._batches.epoch(epoch)):
+        for index, (images, labels) in enumerate(self._batches.epoch(epoch, gentle=gentle)):
             with autocast(device):
                 value = loss(images, self.network(images), labels)
             self._optimizer.zero_grad(set_to_none=True)
