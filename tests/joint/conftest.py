@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.joint.canary import CANARY
 from tests.joint.services import Services
 
 _FIGURES = pytest.StashKey[list[str]]()
@@ -34,9 +35,22 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
 ) -> None:
     if config.stash[_FIGURES]:
+        stalls = [end - start for start, end in CANARY.stalls]
+        longest_ms = max(stalls, default=0.0) * 1000
+        config.stash[_FIGURES].append(
+            f"the machine stood still {len(stalls)} times, up to {longest_ms:.0f} ms"
+        )
         terminalreporter.section("figures of the joint tests")
         for line in config.stash[_FIGURES]:
             terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def canary() -> Iterator[None]:
+    """Watches the machine while these tests run."""
+    CANARY.start()
+    yield
+    CANARY.stop()
 
 
 @pytest.fixture

@@ -73,13 +73,14 @@ def test_a_failing_link_delays_no_answer_and_is_used_again_when_it_is_whole(
     linked: Linked, note: Callable[..., None], fault: Fault, reasons: set[str]
 ) -> None:
     with linked.load() as load:
-        before = load.go_on(0.4)
+        before = load.go_on(0.3)
         linked.proxy.begin(fault)
         began = time.monotonic()
-        during = load.go_on(2.0)
+        during = load.go_on(1.6)
+        ended = time.monotonic()
         linked.proxy.heal()
-        resumed_s = load.resumed_after(time.monotonic())
-        after = load.go_on(0.4)
+        resumed_s = load.resumed_after(ended)
+        after = load.go_on(0.3)
     answers = load.answers
     note(
         latest_after_deadline_ms=answers.latest_ms(),
@@ -89,7 +90,7 @@ def test_a_failing_link_delays_no_answer_and_is_used_again_when_it_is_whole(
         reasons=str({reason: n for (_, reason), n in during.of("edge_fallback").who.items()}),
     )
     assert before.reasons == after.reasons == {"low_confidence", "confident"}
-    assert not answers.sent_in(began, began + 2.0).of("cloud")
+    assert not answers.sent_in(began, ended - DEADLINE_MS / 1000).of("cloud")
     assert during.of("edge_fallback").reasons == reasons
     assert during.of("edge_fallback").p50_ms < 2 * during.of("edge").p50_ms + WAIT_MS
     assert all(a.body["degraded"] and a.label == "red" for a in answers.of("edge_fallback"))
@@ -112,7 +113,7 @@ def test_the_edge_model_steps_in_where_it_would_not_have_run(
     with linked.load(mode=mode, **({"cut": cut} if cut else {})) as load:
         assert load.go_on(0.2).reasons == {"mode"}
         linked.proxy.begin(fault)
-        during = load.go_on(0.7)
+        during = load.go_on(0.6)
         linked.proxy.heal()
     load.answers.latest_ms()
     assert {source for source, _ in during.who} == {"edge_fallback"}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.bundles import SURE, UNSURE, picture, write_bundle
-from tests.joint.device import GRACE_S, Answers, Device
+from tests.joint.device import Answers, Device
 from tests.joint.services import Service, Services, eventually
 
 MODES = ("cascade", "cloud", "split")
@@ -38,7 +38,6 @@ def test_too_little_time_for_the_cloud(
     assert {source for source, _ in answers.who} == {"edge_fallback"}
     assert answers.reasons <= ({"budget"} if deadline_ms == 1 else {"budget", "deadline"})
     assert {a.label for a in answers} == {"red"}
-    assert max(a.late_ms for a in answers) <= GRACE_S * 1000
     note(latest_after_deadline_ms=answers.latest_ms(), who=str(dict(answers.who)))
 
 
