@@ -22,6 +22,7 @@ from tests.bundles import (
     SURE_BUT_WRONG,
     UNSURE,
     Color,
+    Parts,
     constant,
     model_bytes,
     picture,
@@ -460,10 +461,12 @@ async def test_calls_after_close_are_refused(service: Service) -> None:
 async def test_run_that_fails_is_internal_and_the_next_works(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "fails", cuts=())
     # For a channel that is wholly 1 this reads behind the end of a list of one zero.
-    parts = [
-        *pool_and_classify()[:-3],
+    pool, flatten, _, *weights = pool_and_classify()
+    parts: Parts = [
+        pool,
+        flatten,
         helper.make_node("Gemm", ["means", "weights", "bias"], ["plain"]),
-        *pool_and_classify()[-2:],
+        *weights,
         constant("zero", [0.0]),
         helper.make_node("ReduceMax", ["means"], ["most"], keepdims=0),
         helper.make_node("Cast", ["most"], ["at"], to=TensorProto.INT64),

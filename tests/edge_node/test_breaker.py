@@ -12,6 +12,7 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
+    run_state_machine_as_test,
 )
 
 from edge_node.breaker import Breaker, State
@@ -255,5 +256,6 @@ class AnyCalls(RuleBasedStateMachine):
         assert changes[-1] is self.breaker.state
 
 
-TestAnyCalls = AnyCalls.TestCase
-TestAnyCalls.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+def test_any_calls_in_any_order() -> None:
+    rules = settings(max_examples=60, stateful_step_count=40, deadline=None)
+    run_state_machine_as_test(AnyCalls, settings=rules)  # type: ignore[no-untyped-call]
