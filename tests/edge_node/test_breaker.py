@@ -258,4 +258,4 @@ class AnyCalls(RuleBasedStateMachine):
 
 def test_any_calls_in_any_order() -> None:
     rules = settings(max_examples=60, stateful_step_count=40, deadline=None)
-    run_state_machine_as_test(AnyCalls, settings=rules)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(AnyCalls, settings=rules)
