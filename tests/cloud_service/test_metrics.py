@@ -2,6 +2,7 @@
 
 import urllib.request
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from cloud_service.metrics import SECONDS, Metrics
@@ -44,6 +45,8 @@ def test_served_over_http_on_a_free_port() -> None:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             text = answer.read().decode()
+        with pytest.raises(OSError, match=f"in use.*{port}"):
+            metrics.serve("127.0.0.1", port)
     finally:
         server.shutdown()
         server.server_close()

@@ -482,6 +482,16 @@ async def test_run_that_fails_is_internal_and_the_next_works(tmp_path: Path) -> 
         assert service.value("tandem_cloud_requests_total", model="colors", outcome="internal") == 1
 
 
+async def test_bug_costs_one_call_and_tells_nothing(bundle: Path) -> None:
+    async with serving(bundle) as service:
+        service.runs.shutdown()  # nobody does that while calls come in
+        with refused(Code.INTERNAL, "internal error; the service's log has the details"):
+            await service.stub.ModelInfer(request(SURE))
+        assert (await service.stub.ServerLive(oip.ServerLiveRequest())).live
+        await service.idle()
+        assert service.value("tandem_cloud_requests_total", model="colors", outcome="failed") == 1
+
+
 async def test_port_that_is_taken(bundle: Path, service: Service) -> None:
     with pytest.raises(RuntimeError, match="bind"):
         async with serving(bundle, host="127.0.0.1", grpc_port=service.server.port) as second:

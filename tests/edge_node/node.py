@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
@@ -31,6 +32,7 @@ from edge_node.settings import Preferences, Settings
 from inference_core.bundle import load_bundle
 from inference_core.errors import CloudUnavailable, DeadlineExceeded
 from inference_core.tensors import Parameter, to_request
+from tests.bundles import Parts, constant, model_bytes, pool_and_classify, replace_file, write_bundle
 
 BYTES_DOWN = 321
 
@@ -43,7 +45,7 @@ class CloudSimulator:
         self.asked: list[Query] = []
         self.timeouts: list[float] = []
         self.absent: CloudUnavailable | None = None
-        self.failure: CloudUnavailable | None = None
+        self.failure: Exception | None = None
         self.silent = False
         self.arrived: asyncio.Event | None = None
         self.entered = threading.Event()
@@ -165,6 +167,25 @@ def node(*bundles: Path, **changes: Any) -> Iterator[Node]:
         yield made
     finally:
         made.close()
+
+
+def failing_bundle(folder: Path) -> Path:
+    """A bundle whose edge model fails where a channel is wholly 1: it reads behind the end of a list."""
+    write_bundle(folder, cuts=())
+    pool, flatten, _, *weights = pool_and_classify(bias=(0, 0, 0))
+    parts: Parts = [
+        pool,
+        flatten,
+        helper.make_node("Gemm", ["means", "weights", "bias"], ["plain"]),
+        *weights,
+        constant("zero", [0.0]),
+        helper.make_node("ReduceMax", ["means"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["at"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["zero", "at"], ["nothing"]),
+        helper.make_node("Add", ["plain", "nothing"], ["logits"]),
+    ]
+    replace_file(folder, "edge-int8.onnx", model_bytes(parts))
+    return folder
 
 
 def noise(size: int = 32) -> bytes:

@@ -8,23 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from onnx import TensorProto, helper
 from starlette.testclient import TestClient
 
 from edge_node.app import HttpServer
-from edge_node.cloud_client import CloudAnswer, Query
-from tests.bundles import (
-    SURE,
-    UNSURE,
-    Parts,
-    constant,
-    model_bytes,
-    picture,
-    pool_and_classify,
-    replace_file,
-    write_bundle,
-)
-from tests.edge_node.node import CloudSimulator, Node, node
+from tests.bundles import SURE, UNSURE, picture
+from tests.edge_node.node import CloudSimulator, Node, failing_bundle, node
 
 URL = "/v1/models/colors/predict"
 PNG = {"Content-Type": "image/png"}
@@ -111,15 +99,10 @@ def test_documentation(client: TestClient) -> None:
     assert {"200", "400", "404", "413", "503"} <= predict["responses"].keys()
 
 
-class BuggyCloud(CloudSimulator):
-    """One that raises what no cloud may."""
-
-    async def infer(self, query: Query, timeout_s: float) -> CloudAnswer:
-        raise RuntimeError("a bug, with a secret in its text")
-
-
 def test_bug_costs_one_request_and_tells_nothing(colors: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with node(colors, cloud=BuggyCloud(colors)) as edge:
+    cloud = CloudSimulator(colors)
+    cloud.failure = RuntimeError("a bug, with a secret in its text")
+    with node(colors, cloud=cloud) as edge:
         client = TestClient(edge.app(), raise_server_exceptions=False)
         answer = client.post(URL, content=picture(UNSURE), headers=PNG)
         assert answer.status_code == 500
@@ -127,25 +110,6 @@ def test_bug_costs_one_request_and_tells_nothing(colors: Path, caplog: pytest.Lo
         assert edge.series("tandem_refused_requests_total") == {("device", "500"): 1}
         assert edge.value("tandem_inflight_requests") == 0
         assert client.post(URL, content=picture(SURE), headers=PNG).status_code == 200
-
-
-def failing_bundle(folder: Path) -> Path:
-    """A bundle whose edge model fails where a channel is wholly 1: it reads behind the end of a list."""
-    write_bundle(folder, cuts=())
-    pool, flatten, _, *weights = pool_and_classify(bias=(0, 0, 0))
-    parts: Parts = [
-        pool,
-        flatten,
-        helper.make_node("Gemm", ["means", "weights", "bias"], ["plain"]),
-        *weights,
-        constant("zero", [0.0]),
-        helper.make_node("ReduceMax", ["means"], ["most"], keepdims=0),
-        helper.make_node("Cast", ["most"], ["at"], to=TensorProto.INT64),
-        helper.make_node("Gather", ["zero", "at"], ["nothing"]),
-        helper.make_node("Add", ["plain", "nothing"], ["logits"]),
-    ]
-    replace_file(folder, "edge-int8.onnx", model_bytes(parts))
-    return folder
 
 
 def test_model_that_fails_is_the_services_fault_and_logged(

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -428,8 +428,21 @@ async def test_connection_comes_back_with_the_cloud(cloud: ScriptedCloud) -> Non
         assert r.is_in(State.CLOSED)
 
 
+async def test_connection_comes_back_soon_after_a_longer_outage(cloud: ScriptedCloud) -> None:
+    async with connected(cloud, connect_timeout_s=0.1) as r:
+        await cloud.stop()
+        await r.connection(True, False)
+        await asyncio.sleep(1.0)  # the outage: gRPC alone would try more and more seldom
+        assert isinstance(await r.fails(), CloudUnreachable)
+        await cloud.start()
+        started = time.monotonic()
+        await r.connection(True, False, True)
+        assert time.monotonic() - started < 2.0
+        assert await r.infer() == [1.0, 2.0, 3.0]
+
+
 @contextlib.contextmanager
-def nobody_answers() -> Any:
+def nobody_answers() -> Iterator[str]:
     """A port that takes connections, as the kernel does, and never says a word."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"127.0.0.1:{listening.getsockname()[1]}"

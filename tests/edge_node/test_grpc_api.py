@@ -18,7 +18,7 @@ from inference_core.tensors import from_response, get_parameters, to_request
 from protos import open_inference_pb2 as oip
 from protos import open_inference_pb2_grpc as oip_grpc
 from tests.bundles import SURE, UNSURE, Color, pixels
-from tests.edge_node.node import CloudSimulator, Node, node
+from tests.edge_node.node import CloudSimulator, Node, failing_bundle, node
 
 pytestmark = pytest.mark.anyio
 
@@ -262,6 +262,25 @@ async def test_caller_that_hangs_up(edge: Node, service: Service, cloud: CloudSi
     assert edge.series("tandem_requests_total") == {}
     assert edge.series("tandem_refused_requests_total") == {}
     assert edge.value("tandem_inflight_requests") == 0
+
+
+async def test_bug_costs_one_call_and_tells_nothing(
+    edge: Node, service: Service, cloud: CloudSimulator
+) -> None:
+    cloud.failure = RuntimeError("a bug, with a secret in its text")
+    with refused(Code.INTERNAL, "internal error; the service's log has the details"):
+        await service.stub.ModelInfer(request(UNSURE))
+    assert winners(await service.stub.ModelInfer(request(SURE))) == [RED]
+    await service.idle()
+    assert edge.series("tandem_refused_requests_total") == {("grpc", "INTERNAL"): 1}
+
+
+async def test_model_that_fails_is_internal_and_the_next_call_works(tmp_path: Path) -> None:
+    with node(failing_bundle(tmp_path / "fails")) as edge:
+        async with serving(edge) as service:
+            with refused(Code.INTERNAL, "the model failed; the service's log has the details"):
+                await service.stub.ModelInfer(request(SURE))
+            assert winners(await service.stub.ModelInfer(request(UNSURE))) == [RED]
 
 
 async def test_loading_node_is_there_but_not_ready(colors: Path) -> None:

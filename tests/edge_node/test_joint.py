@@ -147,8 +147,9 @@ async def test_stages_of_the_cloud_are_passed_on(edge: Node, cloud: CloudSimulat
 async def test_edge_answers_when_the_cloud_does_not(
     edge: Node, cloud: CloudSimulator, mode: str, reason: str
 ) -> None:
-    cloud.failure = FAILURES[reason]()
-    cloud.failure.bytes_up = 77
+    failure = FAILURES[reason]()
+    failure.bytes_up = 77
+    cloud.failure = failure
     outcome = await edge.ask(picture(UNSURE), mode=mode)
     assert (outcome.source, outcome.reason, outcome.degraded) == (Source.EDGE_FALLBACK, reason, True)
     assert outcome.prediction.label == "red"
