@@ -1,17 +1,34 @@
-"""Training batches cut from memory: random crops, flips and cut-outs on whole tensors at once."""
+"""Training batches cut from memory: random crops, flips, cut-outs and CutMix on whole tensors at once."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from examples.cifar10.data import SIDE, Images, Normalization
+from examples.cifar10.data import CLASSES, SIDE, Images, Normalization
 
 _PADDING = 4  # pixels of reflection around an image, hence the largest shift of a crop
 _CUTOUT = 8  # pixels, side of the square that is blanked
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a batch is from what is tested.
+
+    ``shift`` is how many pixels a crop may move; ``cutout`` blanks a square of each image; ``cutmix`` is the
+    share of batches in which a rectangle of each image comes from another, and its target likewise
+    (Yun et al., "CutMix", 2019).
+    """
+
+    shift: int = _PADDING
+    cutout: bool = False
+    cutmix: float = 0.0
 
 
 class Batches:
@@ -45,30 +62,30 @@ class Batches:
         """Batches in an epoch; a last incomplete batch is dropped."""
         return len(self._labels) // self.size
 
-    def epoch(self, number: int, *, gentle: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch: images, float32 [size, 3, 32, 32], and labels, int64 [size].
-
-        ``gentle`` batches are closer to what is tested: no cut-outs, and half the shift.
-        """
+    def epoch(self, number: int, how: Augmentation) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch: images, float32 [size, 3, 32, 32], and targets, float32 [size, 10]."""
         generator = torch.Generator().manual_seed(self._seed * 100_003 + number + 1)
         order = torch.randperm(len(self._labels), generator=generator)
         for start in range(0, len(self) * self.size, self.size):
             chosen = order[start : start + self.size]
-            yield self._augment(chosen, number, generator, gentle), self._labels[chosen.to(self._device)]
+            images = self._augment(chosen, number, generator, how)
+            targets = functional.one_hot(self._labels[chosen.to(self._device)], len(CLASSES)).float()
+            if float(torch.rand((), generator=generator)) < how.cutmix:
+                images, targets = _mix(images, targets, generator)
+            yield images, targets
 
-    def _augment(self, chosen: Tensor, epoch: int, generator: torch.Generator, gentle: bool) -> Tensor:
+    def _augment(self, chosen: Tensor, epoch: int, generator: torch.Generator, how: Augmentation) -> Tensor:
         """The chosen images (int64 [k]), each cropped, flipped and cut out at random, normalised."""
         count = len(chosen)
         columns = torch.arange(SIDE).expand(count, SIDE)
         flipped = ((self._side[chosen] + epoch) % 2 == 1)[:, None]
-        shift = _PADDING // 2 if gentle else _PADDING
-        down, right = (_random(2 * shift + 1, count, generator) + _PADDING - shift for _ in range(2))
+        down, right = (_random(2 * how.shift + 1, count, generator) + _PADDING - how.shift for _ in range(2))
         rows = columns + down
         columns = torch.where(flipped, columns.flip(1), columns) + right
         index = (chosen[:, None, None], rows[:, :, None], columns[:, None, :])
         pixels = self._padded[tuple(axis.to(self._device) for axis in index)]
         images = normalize(pixels, self._normalization)
-        if gentle:
+        if not how.cutout:
             return images
         hole = _square(count, generator)[:, None].to(self._device)
         return images.masked_fill(hole, 0.0)
@@ -79,6 +96,20 @@ def normalize(pixels: Tensor, normalization: Normalization) -> Tensor:
     mean = torch.tensor(normalization.mean, device=pixels.device)
     std = torch.tensor(normalization.std, device=pixels.device)
     return ((pixels.float() * normalization.scale - mean) / std).permute(0, 3, 1, 2)
+
+
+def _mix(images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Every image with one rectangle, the same for all, from another; targets by the areas' shares."""
+    share = float(torch.rand((), generator=generator))
+    side = round(SIDE * math.sqrt(share))
+    row, column = (int(_random(SIDE, 1, generator)) - side // 2 for _ in range(2))
+    rows = slice(max(0, row), min(SIDE, row + side))
+    columns = slice(max(0, column), min(SIDE, column + side))
+    others = torch.randperm(len(images), generator=generator).to(images.device)
+    mixed = images.clone()
+    mixed[:, :, rows, columns] = images[others][:, :, rows, columns]
+    area = len(range(SIDE)[rows]) * len(range(SIDE)[columns]) / SIDE**2
+    return mixed, targets * (1 - area) + targets[others] * area
 
 
 def _square(count: int, generator: torch.Generator) -> Tensor:

@@ -14,22 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from examples.cifar10.augment import Batches, normalize
+from examples.cifar10.augment import Augmentation, Batches, normalize
 from examples.cifar10.data import Images, Normalization
 
 log = logging.getLogger(__name__)
 
 _MOMENTUM = 0.85
 _KILOSTEP = 1024 * (1 + 1 / (1 - _MOMENTUM))  # examples that a recipe's rate and decay are for
-_BIAS_FACTOR = 64  # normalisation biases learn this many times faster than weights
-_WARM_UP = 0.2  # share of the steps in which the rate rises
-_GENTLE = 0.2  # share of the epochs, the last ones, with gentle augmentation
 _AVERAGE_STEPS = 5  # weights are averaged once in so many steps
 _AVERAGE_DECAY = 0.95
 _CHECK_BATCH = 500  # images
 _PROGRESS_S = 30.0  # seconds between progress lines within an epoch
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # images, logits, labels -> scalar
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # images, logits, targets [n, c] -> scalar
+
+
+HOLES = Augmentation(cutout=True)
+GENTLE = Augmentation(shift=2)
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,24 @@ class Recipe:
     """How one network is trained: its name in files and logs, epochs, peak rate and weight decay.
 
     Rate and decay are those of airbench: per example, for a step of 1024 examples with momentum.
+    ``warm_up`` is the share of the steps in which the rate rises; normalisation biases learn
+    ``bias_factor`` times faster than weights. The share ``late`` of the epochs, the last ones, has an
+    augmentation of its own.
     """
 
     name: str
     epochs: int
     rate: float
     decay: float
+    warm_up: float = 0.2
+    bias_factor: float = 64.0
+    early: Augmentation = HOLES
+    late: Augmentation = GENTLE
+    late_share: float = 0.2
+
+    def augmentation(self, epoch: int) -> Augmentation:
+        """That of an epoch, counted from 0."""
+        return self.late if epoch >= (1 - self.late_share) * self.epochs else self.early
 
 
 class Trainer:
@@ -77,11 +90,11 @@ class Trainer:
     def _epoch(self, epoch: int, loss: Loss, device: torch.device) -> float:
         """One pass over the batches; returns the mean loss."""
         self.network.train()
-        gentle = epoch >= (1 - _GENTLE) * self._recipe.epochs
         total, shown = 0.0, time.monotonic()
-        for index, (images, labels) in enumerate(self._batches.epoch(epoch, gentle=gentle)):
+        batches = self._batches.epoch(epoch, self._recipe.augmentation(epoch))
+        for index, (images, targets) in enumerate(batches):
             with autocast(device):
-                value = loss(images, self.network(images), labels)
+                value = loss(images, self.network(images), targets)
             self._optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
@@ -114,7 +127,7 @@ class Trainer:
 
     def _rate(self, step: int) -> float:
         """The rate's factor at a step: a linear rise from 0.2 to 1, then a linear fall to 0."""
-        peak = max(1, round(_WARM_UP * self._steps))
+        peak = max(1, round(self._recipe.warm_up * self._steps))
         return (
             0.2 + 0.8 * step / peak if step < peak else max(0.0, (self._steps - step) / (self._steps - peak))
         )
@@ -184,8 +197,8 @@ def _optimizer(network: nn.Module, recipe: Recipe, batch: int) -> torch.optim.SG
         {"params": weights, "lr": rate, "weight_decay": decay / rate},
         {
             "params": biases,
-            "lr": rate * _BIAS_FACTOR,
-            "weight_decay": decay / (rate * _BIAS_FACTOR),
+            "lr": rate * recipe.bias_factor,
+            "weight_decay": decay / (rate * recipe.bias_factor),
         },
     ]
     return torch.optim.SGD(groups, lr=rate, momentum=_MOMENTUM, nesterov=True)
