@@ -89,18 +89,18 @@ async def _file(request: Request, body: bytes) -> bytes:
     parser = MultiPartParser(request.headers, stream(), max_files=1, max_fields=0)
     parser.spool_max_size = len(body)  # it is in memory already; no need for a disk
     try:
-        form = await parser.parse()
+        upload = (await parser.parse()).get("file")
+        if not isinstance(upload, UploadFile):
+            raise InvalidInput("multipart body: the field 'file' with a file is missing")
+        return await upload.read()
     except MultiPartException as error:
         raise InvalidInput(f"multipart body: {error.message}") from error
     except ValueError as error:  # a charset that cannot decode the names of the fields
         raise InvalidInput("multipart body: its charset does not fit") from error
-    try:
-        upload = form.get("file")
-        if not isinstance(upload, UploadFile):
-            raise InvalidInput("multipart body: the field 'file' with a file is missing")
-        return await upload.read()
     finally:
-        await form.close()
+        # The form knows nothing of a part that is cut off, but its file is open as well.
+        for file in parser._files_to_close_on_error:
+            file.close()
 
 
 def _tensor(body: bytes, model: LoadedModel) -> NDArray[Any]:

@@ -1,5 +1,6 @@
 """The devices' interface: every body it takes, and every one that it refuses."""
 
+import gc
 import io
 import json
 import struct
@@ -286,6 +287,13 @@ def test_body_over_the_limit(colors: Path) -> None:
         assert (
             client.post(URL, content=iter([picture(SURE)]), headers={"Content-Type": PNG}).status_code == 200
         )
+
+
+@pytest.mark.parametrize("length", range(60, 150, 15))
+def test_form_that_is_cut_off_leaves_no_file_open(client: TestClient, length: int) -> None:
+    body = form(("file", "photo.png", GOOD))[:length]
+    assert post(client, body, FORM).json()["error"].startswith("multipart body: ")
+    gc.collect()  # an open file would complain now, and fail the test
 
 
 def test_image_for_a_model_on_tensors(tmp_path: Path) -> None:
