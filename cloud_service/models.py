@@ -136,7 +136,7 @@ def _load_bundle(
         batcher = Batcher(
             engine,
             executor,
-            max_batch_size=settings.max_batch_size,
+            max_batch_size=min(settings.max_batch_size, settings.max_queue),
             window_s=settings.batch_window_ms / 1000,
             max_queue=settings.max_queue,
             clock=clock,

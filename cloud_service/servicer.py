@@ -25,6 +25,7 @@ from protos import open_inference_pb2_grpc as oip_grpc
 SERVICE = "inference.GRPCInferenceService"
 EXTENSIONS = ("tandem",)
 _FOREVER_S = 3600.0
+_MESSAGE_OVERHEAD = 64 << 10  # names, shapes and parameters around the tensors
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -159,8 +160,8 @@ class GrpcServer:
     def __init__(self, servicer: Servicer, settings: Settings) -> None:
         self._server = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", settings.max_message_bytes),
-                ("grpc.max_send_message_length", settings.max_message_bytes),
+                ("grpc.max_receive_message_length", settings.max_message_bytes + _MESSAGE_OVERHEAD),
+                ("grpc.max_send_message_length", settings.max_message_bytes + _MESSAGE_OVERHEAD),
                 # An edge pings an idle connection every 20 s; the default would scold it for that.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),

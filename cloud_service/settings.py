@@ -35,7 +35,9 @@ class Settings(BaseSettings):
         0.0, ge=0, le=1000, description="milliseconds a lone request waits for company; 0 never waits"
     )
     max_queue: int = Field(256, ge=1, le=100_000, description="samples waiting per model, at most")
-    max_message_bytes: int = Field(16 << 20, ge=1024, le=1 << 30, description="bytes of one request, at most")
+    max_message_bytes: int = Field(
+        16 << 20, ge=1024, le=1 << 30, description="bytes of the tensors of one request, at most"
+    )
     max_pixels: int = Field(
         16_000_000, ge=1, le=89_000_000, description="pixels of one image, at most, judged before decoding"
     )

@@ -17,6 +17,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from edge_node.app import HttpServer, create_app
+from edge_node.body import Intake
 from edge_node.breaker import Breaker
 from edge_node.cloud_client import CloudClient
 from edge_node.dataplane import Dataplane
@@ -80,8 +81,11 @@ async def serve(settings: Settings) -> int:
         max_pixels=settings.max_pixels,
         max_inflight=settings.max_inflight,
     )
-    dataplane = Dataplane(slots, joint, version=VERSION, max_rows=settings.max_rows)
-    app = create_app(slots, joint, dataplane, metrics, settings.max_body_bytes)
+    dataplane = Dataplane(
+        slots, joint, version=VERSION, max_rows=min(settings.max_rows, settings.max_inflight)
+    )
+    intake = Intake(settings.max_body_bytes, max(settings.max_held_bytes, settings.max_body_bytes))
+    app = create_app(slots, joint, dataplane, metrics, intake)
     grpc_server = GrpcServer(Servicer(dataplane, metrics), settings)
 
     # Listen first, so that health says "loading" instead of refusing; then load; then be ready.

@@ -14,6 +14,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from edge_node.body import Intake
 from edge_node.dataplane import Dataplane
 from edge_node.device_api import create_device_api
 from edge_node.joint import JointInference
@@ -32,15 +33,15 @@ _log = logging.getLogger(__name__)
 
 
 def create_app(
-    slots: ModelSlots, joint: JointInference, dataplane: Dataplane, metrics: Metrics, max_body_bytes: int
+    slots: ModelSlots, joint: JointInference, dataplane: Dataplane, metrics: Metrics, intake: Intake
 ) -> FastAPI:
     """The app with the devices' interface, the Open Inference Protocol, `/healthz` and `/readyz`."""
     # Nodes without a way to the internet have documentation too: its scripts are served from here.
     app = FastAPIOffline(
         redoc_url=None, title="Tandem edge node", version=dataplane.version, description=_DESCRIPTION
     )
-    app.include_router(create_device_api(slots, joint, max_body_bytes))
-    app.include_router(create_open_inference(dataplane, max_body_bytes))
+    app.include_router(create_device_api(slots, joint, intake))
+    app.include_router(create_open_inference(dataplane, intake))
 
     @app.get("/healthz", tags=["health"], summary="Is the process alive")
     async def healthz() -> dict[str, bool]:

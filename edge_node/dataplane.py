@@ -129,6 +129,9 @@ class Dataplane:
 def _preferences(parameters: Mapping[str, Parameter]) -> Preferences:
     """Those under `tandem_`; other parameters are other servers' business and ignored."""
     own = {key.removeprefix(_PREFIX): value for key, value in parameters.items() if key.startswith(_PREFIX)}
+    for name, value in own.items():
+        if isinstance(value, bool):  # would pass for the numbers 0 and 1
+            raise InvalidInput(f"parameter {_PREFIX}{name}: must not be a boolean, got {value}")
     try:
         return Preferences.model_validate(own)
     except ValidationError as error:

@@ -12,7 +12,7 @@ from pydantic import Field
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from edge_node.body import read_body
+from edge_node.body import Intake
 from edge_node.joint import Ask, JointInference
 from edge_node.model_slot import LoadedModel, ModelSlots
 from edge_node.outcome import Outcome
@@ -37,7 +37,7 @@ class Wants(Preferences):
     top_k: int = Field(5, ge=1, le=1000, description="how many classes to list")
 
 
-def create_device_api(slots: ModelSlots, joint: JointInference, max_body_bytes: int) -> APIRouter:
+def create_device_api(slots: ModelSlots, joint: JointInference, intake: Intake) -> APIRouter:
     """The routes under `/v1`."""
     router = APIRouter(prefix="/v1", tags=["devices"])
 
@@ -60,9 +60,10 @@ def create_device_api(slots: ModelSlots, joint: JointInference, max_body_bytes: 
         arrived = time.monotonic()
         loaded = slots.get(model)
         request_id = _request_id(request)
-        body = await read_body(request, max_body_bytes)
-        sample = await _sample(request, body, loaded)
-        answer = await joint.infer(Ask(model, sample, arrived, id=request_id, wants=wants, top_k=wants.top_k))
+        async with intake.read(request) as body:
+            sample = await _sample(request, body, loaded)
+            ask = Ask(model, sample, arrived, id=request_id, wants=wants, top_k=wants.top_k)
+            answer = await joint.infer(ask)
         return _json(answer.outcome, {"X-Request-Id": answer.outcome.id})
 
     return router

@@ -11,6 +11,12 @@ from edge_node.policy import Route, Source
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.08, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 RATIOS = tuple(step / 20 for step in range(1, 21))
+# Shown from the start, so that the first refusal is a rise.
+REFUSALS = {
+    "device": ("400", "404", "413", "500", "503"),
+    "open_inference": ("400", "404", "413", "500", "503"),
+    "grpc": ("INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL"),
+}
 STAGES = ("preprocess", "edge", "head", "cloud")
 
 
@@ -59,6 +65,9 @@ class Metrics:
             "tandem_refused_requests", "Requests answered with an error, by interface and status.",
             ["api", "status"], registry=registry,
         )  # fmt: skip
+        for api, statuses in REFUSALS.items():
+            for status in statuses:
+                self.refused.labels(api, status)
         self.inflight = Gauge("tandem_inflight_requests", "Samples being answered.", registry=registry)
         self.breaker = Gauge(
             "tandem_breaker_state", "0 closed, 1 half open, 2 open.", ["peer"], registry=registry

@@ -118,12 +118,15 @@ def _load(bundle: Bundle, settings: Settings) -> LoadedModel:
     mode = own.mode or settings.mode
     defaults = Preferences(
         mode=mode,
-        cut=own.cut if mode is Mode.SPLIT else None,
+        cut=own.cut,
         deadline_ms=own.deadline_ms or settings.deadline_ms,
         threshold=manifest.calibration.threshold if own.threshold is None else own.threshold,
     )
     try:
-        check_mode(mode, own.cut, tuple(cut.name for cut in manifest.cuts))
+        cuts = tuple(cut.name for cut in manifest.cuts)
+        check_mode(mode, own.cut if mode is Mode.SPLIT else None, cuts)
+        if own.cut is not None:  # for the requests that ask for a split, whatever the mode of the others
+            check_mode(Mode.SPLIT, own.cut, cuts)
     except InvalidInput as error:
         raise BundleError(f"the settings of model {manifest.model!r}: {error}") from error
     if manifest.preprocess is not None:

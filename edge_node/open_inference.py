@@ -11,7 +11,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edge_node.body import read_body
+from edge_node.body import Intake
 from edge_node.dataplane import EXTENSIONS, PLATFORM, SERVER, Dataplane, Inferred
 from inference_core.engine import TensorSpec
 from inference_core.errors import InvalidInput, TooLarge
@@ -52,7 +52,7 @@ class _Infer(_Part):
         return bool(own.get(output, default))
 
 
-def create_open_inference(dataplane: Dataplane, max_body_bytes: int) -> APIRouter:
+def create_open_inference(dataplane: Dataplane, intake: Intake) -> APIRouter:
     """The routes under `/v2`."""
     router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 
@@ -91,11 +91,14 @@ def create_open_inference(dataplane: Dataplane, max_body_bytes: int) -> APIRoute
     @router.post("/models/{model}/infer", summary="Infer", openapi_extra=_BODY)
     @router.post("/models/{model}/versions/{version}/infer", summary="Infer", openapi_extra=_BODY)
     async def infer(request: Request, model: str, version: str = "") -> Response:
-        raw = await read_body(request, max_body_bytes)
-        body = _inflate(raw, request.headers.get("content-encoding", ""), max_body_bytes)
-        message, inputs = _parse(body, request.headers.get(HEADER_LENGTH))
-        outputs = tuple(output.name for output in message.outputs)
-        inferred = await dataplane.infer(model, version, message.id, inputs, message.parameters, outputs)
+        async with intake.read(request) as raw:
+            body = _inflate(raw, request.headers.get("content-encoding", ""), intake.max_body_bytes)
+            with intake.holding(len(body) if body is not raw else 0):
+                message, inputs = _parse(body, request.headers.get(HEADER_LENGTH))
+                wanted = tuple(output.name for output in message.outputs)
+                inferred = await dataplane.infer(
+                    model, version, message.id, inputs, message.parameters, wanted
+                )
         return _respond(inferred, message)
 
     return router

@@ -39,9 +39,10 @@ class Preferences(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Annotated[Mode | None, Field(description="who may answer: edge, cloud, cascade or split")] = None
-    cut: Annotated[str | None, Field(description="where mode 'split' cuts; the first cut if not given")] = (
-        None
-    )
+    cut: Annotated[
+        Annotated[str, Field(min_length=1)] | None,
+        Field(description="where mode 'split' cuts; the first cut if not given"),
+    ] = None
     deadline_ms: Annotated[Milliseconds | None, Field(description="milliseconds until the answer is due")] = (
         None
     )
@@ -63,7 +64,11 @@ class Settings(BaseSettings):
     http_port: Port = Field(8000, description="port of the REST interfaces; 0 picks a free one")
     grpc_port: Port = Field(8001, description="port of the gRPC interface; 0 picks a free one")
     metrics_port: Port = Field(8002, description="port of /metrics; 0 picks a free one")
-    cloud: str = Field("127.0.0.1:9001", description="host:port of the cloud's gRPC; empty for no cloud")
+    cloud: str = Field(
+        "127.0.0.1:9001",
+        pattern=r"^$|^.+:\d{1,5}$|^(dns|ipv4|ipv6|unix):.+$",
+        description="host:port of the cloud's gRPC; empty for no cloud",
+    )
     mode: Mode = Field(Mode.CASCADE, description="edge, cloud, cascade or split, unless a request says")
     deadline_ms: Milliseconds = Field(200, description="milliseconds to an answer, unless a request says")
     models: Annotated[dict[str, Preferences], NoDecode, BeforeValidator(_from_json)] = Field(
@@ -90,6 +95,9 @@ class Settings(BaseSettings):
     max_inflight: int = Field(128, ge=1, le=100_000, description="requests being answered; more are told 503")
     max_rows: int = Field(64, ge=1, le=1024, description="samples in one Open Inference request, at most")
     max_body_bytes: int = Field(16 << 20, ge=1024, le=1 << 30, description="bytes of one request, at most")
+    max_held_bytes: int = Field(
+        128 << 20, ge=1024, le=1 << 40, description="bytes of all REST requests in memory, at most; then 503"
+    )
     max_pixels: int = Field(
         16_000_000, ge=1, le=89_000_000, description="pixels of one image, at most, judged before decoding"
     )
@@ -100,7 +108,7 @@ class Settings(BaseSettings):
         5, ge=1, le=1000, description="failures in a row after which the cloud is left alone"
     )
     breaker_open_ms: int = Field(
-        1000, ge=10, le=600_000, description="milliseconds the cloud is left alone before the next try"
+        500, ge=10, le=600_000, description="milliseconds the cloud is left alone before the next try"
     )
     shutdown_ms: int = Field(
         5000, ge=0, le=600_000, description="milliseconds that requests in flight get at shutdown"

@@ -22,6 +22,7 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 
 from edge_node.app import create_app
+from edge_node.body import Intake
 from edge_node.cloud_client import Cloud, CloudAnswer, Query
 from edge_node.dataplane import Dataplane
 from edge_node.joint import Ask, JointInference
@@ -125,7 +126,8 @@ class Node:
         self.slots.load(models)
 
     def app(self) -> FastAPI:
-        return create_app(self.slots, self.joint, self.dataplane, self.metrics, self.settings.max_body_bytes)
+        intake = Intake(self.settings.max_body_bytes, self.settings.max_held_bytes)
+        return create_app(self.slots, self.joint, self.dataplane, self.metrics, intake)
 
     async def ask(
         self,

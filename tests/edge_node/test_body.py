@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
-from edge_node.body import read_body
-from inference_core.errors import InvalidInput, TooLarge
+from edge_node.body import Intake
+from inference_core.errors import InvalidInput, Overloaded, TooLarge
 
 pytestmark = pytest.mark.anyio
 
@@ -26,6 +26,12 @@ class Stream:
         if chunk is None:
             return {"type": "http.disconnect"}
         return {"type": "http.request", "body": chunk, "more_body": bool(self._chunks)}
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """A body read alone."""
+    async with Intake(limit, 100).read(request) as body:
+        return body
 
 
 @pytest.mark.parametrize("chunks", [[b"abcd"], [b"a", b"b", b"c", b"d"], [b"", b"abcd", b""]])
@@ -58,3 +64,28 @@ async def test_empty_body(chunks: list[bytes]) -> None:
 async def test_client_that_hangs_up() -> None:
     with pytest.raises(ClientDisconnect):
         await read_body(Stream([b"a", None]).request, 4)
+
+
+async def test_bodies_share_one_limit_until_they_are_answered() -> None:
+    intake = Intake(4, 6)
+    async with intake.read(Stream([b"abcd"]).request):
+        async with intake.read(Stream([b"ab"]).request) as fits:
+            assert fits == b"ab"
+        with pytest.raises(Overloaded, match="bodies of 6 bytes are held, the limit is 6"):
+            async with intake.read(Stream([b"ab", b"c"]).request):
+                pass
+        with pytest.raises(Overloaded), intake.holding(3):
+            pass
+    async with intake.read(Stream([b"abcd"]).request) as body:
+        with intake.holding(2):
+            assert body == b"abcd"
+
+
+async def test_a_refused_or_broken_body_is_held_no_longer() -> None:
+    intake = Intake(4, 4)
+    for chunks, error in (([b"abc", b"de"], TooLarge), ([b"abc", None], ClientDisconnect)):
+        with pytest.raises(error):
+            async with intake.read(Stream(chunks).request):
+                pass
+    async with intake.read(Stream([b"abcd"]).request) as body:
+        assert body == b"abcd"

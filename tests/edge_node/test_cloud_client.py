@@ -206,7 +206,7 @@ STATUSES: dict[grpc.StatusCode, tuple[type[CloudUnavailable], str, bool]] = {
     Code.UNAVAILABLE: (CloudUnreachable, "cloud_unreachable", False),
     Code.CANCELLED: (CloudUnreachable, "cloud_unreachable", False),
     Code.DEADLINE_EXCEEDED: (DeadlineExceeded, "deadline", True),
-    Code.RESOURCE_EXHAUSTED: (CloudRefused, "overloaded", True),
+    Code.RESOURCE_EXHAUSTED: (CloudRefused, "overloaded", False),
     Code.FAILED_PRECONDITION: (CloudRefused, "version_mismatch", False),
     Code.NOT_FOUND: (CloudRefused, "model_missing", False),
     Code.UNIMPLEMENTED: (CloudRefused, "model_missing", False),
@@ -360,19 +360,47 @@ async def test_silence_ends_with_the_deadline(cloud: ScriptedCloud) -> None:
         assert r.is_in(State.OPEN)
 
 
-async def test_silence_towards_the_impatient_does_not_count(cloud: ScriptedCloud) -> None:
+async def test_silence_towards_one_impatient_call_does_not_count(cloud: ScriptedCloud) -> None:
+    cloud.behave = cloud.held
+    async with connected(cloud, patience_s=10.0) as r:
+        for _ in range(3):
+            assert isinstance(await r.fails(0.02), DeadlineExceeded)
+        assert r.is_in(State.CLOSED)
+
+
+async def test_silence_that_lasts_counts_however_impatient_the_calls(cloud: ScriptedCloud) -> None:
     cloud.behave = cloud.held
     async with connected(cloud, patience_s=0.1) as r:
-        assert isinstance(await r.fails(0.05), DeadlineExceeded)
-        assert r.is_in(State.CLOSED)
-        assert isinstance(await r.fails(0.1), DeadlineExceeded)
+        for _ in range(6):
+            if r.is_in(State.CLOSED):
+                assert isinstance(await r.fails(0.04), DeadlineExceeded)
         assert r.is_in(State.OPEN)
+
+
+async def test_a_pause_between_calls_is_no_silence(cloud: ScriptedCloud) -> None:
+    cloud.behave = cloud.held
+    async with connected(cloud, patience_s=0.3) as r:
+        for _ in range(3):
+            assert isinstance(await r.fails(0.02), DeadlineExceeded)
+            await asyncio.sleep(0.35)  # nobody asks, for longer than the patience
+        assert r.is_in(State.CLOSED)
+
+
+async def test_silence_begins_anew_after_an_answer(cloud: ScriptedCloud) -> None:
+    async with connected(cloud, patience_s=0.6) as r:
+        for behave in (answering(message()), aborting(Code.NOT_FOUND), aborting(Code.RESOURCE_EXHAUSTED)):
+            cloud.behave = cloud.held
+            await r.fails(0.25)
+            cloud.behave = behave
+            with contextlib.suppress(CloudRefused):
+                await r.infer()
+        assert r.is_in(State.CLOSED)
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0])
 async def test_call_without_time_ends_at_once(cloud: ScriptedCloud, timeout_s: float) -> None:
     cloud.behave = cloud.held
-    async with connected(cloud, patience_s=0.1) as r:
+    async with connected(cloud, patience_s=10.0) as r:
         assert isinstance(await r.fails(timeout_s), CloudUnavailable)
         assert r.is_in(State.CLOSED)
 
@@ -497,6 +525,7 @@ async def test_message_over_the_limit_never_leaves(cloud: ScriptedCloud) -> None
         error = await r.fails(inputs={"input": pixels(UNSURE, UNSURE, UNSURE)})
         assert isinstance(error, CloudRefused)
         assert cloud.requests == []
+        assert r.is_in(State.CLOSED)
 
 
 async def test_close_ends_calls_in_flight_as_a_lost_connection(cloud: ScriptedCloud) -> None:

@@ -195,6 +195,11 @@ BAD = {
         "cut: 'x' is not one of pixels, means",
     ),
     "deadline": (request(SURE, tandem_deadline_ms=-1), Code.INVALID_ARGUMENT, "tandem_deadline_ms: Input"),
+    "boolean": (
+        request(SURE, tandem_threshold=True),
+        Code.INVALID_ARGUMENT,
+        "must not be a boolean, got True",
+    ),
     "threshold": (request(SURE, tandem_threshold=1.5), Code.INVALID_ARGUMENT, "tandem_threshold: Input"),
     "threshold NaN": (
         request(SURE, tandem_threshold=float("nan")),

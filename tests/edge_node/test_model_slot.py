@@ -82,6 +82,10 @@ def test_calibration_comes_from_the_bundle(
             {"models": {"colors": {"deadline_ms": 7}}},
             Preferences(mode=Mode.CASCADE, deadline_ms=7, threshold=0.8),
         ),
+        (
+            {"models": {"colors": {"cut": "means"}}},
+            Preferences(mode=Mode.CASCADE, cut="means", deadline_ms=200, threshold=0.8),
+        ),
     ],
 )
 def test_defaults_of_a_model(make_bundle: MakeBundle, changes: dict[str, Any], expected: Preferences) -> None:
@@ -99,6 +103,12 @@ def test_defaults_of_a_model(make_bundle: MakeBundle, changes: dict[str, Any], e
             ("means",),
             "settings of model 'colors': cut: 'x' is not one of means",
         ),
+        (
+            {"models": {"colors": {"cut": "x"}}},
+            ("means",),
+            "settings of model 'colors': cut: 'x' is not one of means",
+        ),
+        ({"models": {"colors": {"mode": "auto", "cut": "means"}}}, ("means",), "'auto' is not available yet"),
         ({"models": {"colours": {"mode": "edge"}}}, (), "EDGE_MODELS: no bundle is of model 'colours'"),
     ],
 )
