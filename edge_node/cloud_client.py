@@ -10,8 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 import numpy as np
@@ -19,7 +18,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from edge_node.breaker import Breaker
-from inference_core.bundle import TensorInfo
+from edge_node.cloud import CloudAnswer, Query
 from inference_core.errors import (
     BreakerOpen,
     CloudRefused,
@@ -28,7 +27,7 @@ from inference_core.errors import (
     DeadlineExceeded,
     InvalidInput,
 )
-from inference_core.tensors import DATATYPES, Parameter, Tensors, from_response, get_parameters, to_request
+from inference_core.tensors import DATATYPES, from_response, get_parameters, to_request
 from protos import open_inference_pb2 as oip
 
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -64,38 +63,6 @@ REFUSALS: dict[grpc.StatusCode, Callable[[str], CloudUnavailable]] = {
 # without asking; a busy cloud, or one that finds a request too large, says so at once; a wrong version or
 # input says nothing about the cloud's health.
 _ALARMING = frozenset({"deadline", "cloud_error", "invalid_answer"})
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One escalation: the model's name and version at the cloud, the tensors, and what must come back."""
-
-    id: str
-    model: str
-    version: str
-    inputs: Tensors
-    parameters: dict[str, Parameter]
-    expect: TensorInfo
-
-
-@dataclass(frozen=True, slots=True)
-class CloudAnswer:
-    """The logits, float32 `[1, classes]`, what the cloud says of its stages, and the message sizes."""
-
-    logits: NDArray[Any]
-    parameters: dict[str, Parameter]
-    bytes_up: int
-    bytes_down: int
-
-
-class Cloud(Protocol):
-    """What answers escalations: the real one here, others in tests."""
-
-    def check(self) -> None:
-        """Raise `CloudUnavailable` when asking now would be in vain; costs nothing."""
-
-    async def infer(self, query: Query, timeout_s: float) -> CloudAnswer:
-        """The cloud's answer within `timeout_s` seconds, else `CloudUnavailable`."""
 
 
 class CloudClient:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_node import policy
-from edge_node.cloud_client import Cloud, CloudAnswer, Query
+from edge_node.cloud import Cloud, CloudAnswer, Query
 from edge_node.metrics import Metrics
 from edge_node.model_slot import LoadedModel, ModelSlots
 from edge_node.outcome import Answer, EdgeAnswer, ModelRef, Outcome, rank

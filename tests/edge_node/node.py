@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry
 
 from edge_node.app import create_app
 from edge_node.body import Intake
-from edge_node.cloud_client import Cloud, CloudAnswer, Query
+from edge_node.cloud import Cloud, CloudAnswer, Query
 from edge_node.dataplane import Dataplane
 from edge_node.joint import Ask, JointInference
 from edge_node.metrics import Metrics

@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_node.breaker import Breaker, State
-from edge_node.cloud_client import MODEL_INFER, REFUSALS, CloudClient, Query
+from edge_node.cloud import Query
+from edge_node.cloud_client import MODEL_INFER, REFUSALS, CloudClient
 from inference_core.bundle import TensorInfo
 from inference_core.errors import (
     BreakerOpen,

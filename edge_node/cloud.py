@@ -1,0 +1,44 @@
+"""The seam to whatever answers escalations: what goes up, what comes back, and the one call between.
+
+`CloudClient` answers over gRPC; tests answer from memory.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from inference_core.manifest import TensorInfo
+from inference_core.tensors import Parameter, Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One escalation: the model's name and version at the cloud, the tensors, and what must come back."""
+
+    id: str
+    model: str
+    version: str
+    inputs: Tensors
+    parameters: dict[str, Parameter]
+    expect: TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class CloudAnswer:
+    """The logits, float32 `[1, classes]`, what the cloud says of its stages, and the message sizes."""
+
+    logits: NDArray[Any]
+    parameters: dict[str, Parameter]
+    bytes_up: int
+    bytes_down: int
+
+
+class Cloud(Protocol):
+    """What answers escalations: the real one here, others in tests."""
+
+    def check(self) -> None:
+        """Raise `CloudUnavailable` when asking now would be in vain; costs nothing."""
+
+    async def infer(self, query: Query, timeout_s: float) -> CloudAnswer:
+        """The cloud's answer within `timeout_s` seconds, else `CloudUnavailable`."""
