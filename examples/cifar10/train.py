@@ -187,7 +187,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="where models and checkpoints are written")
     parser.add_argument("--epochs-first", type=int, default=44, help="default: %(default)s")
     parser.add_argument("--epochs-full", type=int, default=40, help="default: %(default)s")
-    parser.add_argument("--epochs-edge", type=int, default=60, help="default: %(default)s")
+    parser.add_argument("--epochs-edge", type=int, default=24, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --out")
     return parser.parse_args()
