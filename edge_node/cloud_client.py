@@ -79,8 +79,7 @@ class CloudClient:
         on_connection: Callable[[bool], object],
     ) -> None:
         """`target` is `host:port` or a gRPC name. A call that was given less than `patience_s` seconds
-        and got no answer counts against the cloud only when nothing has come back for that long.
-        `on_connection` is told of each change."""
+        and got no answer does not count against the cloud. `on_connection` is told of each change."""
         self._target = target
         self._breaker = breaker
         self._patience_s = patience_s
@@ -88,8 +87,6 @@ class CloudClient:
         self._redial_s = connect_timeout_s
         self._connected = False
         self._blink_ends: float | None = None
-        self._silent_since: float | None = None
-        self._last_silence = 0.0
         self._options = _options(connect_timeout_s, max_message_bytes)
         self._keeper: asyncio.Task[None] | None = None
         self._dial()
@@ -120,18 +117,12 @@ class CloudClient:
         permit = self._breaker.allow(time.monotonic())
         if permit is None:
             raise BreakerOpen(f"{self._target} has been failing and is left alone")
-        asked = time.monotonic()
         try:
-            answer = await self._call(query, deadline - asked)
-        except DeadlineExceeded:
-            if max(timeout_s, self._silence(asked)) >= self._patience_s:
-                self._breaker.failure(permit, time.monotonic())
-            else:
-                self._breaker.abandon(permit)
-            raise
+            answer = await self._call(query, deadline - time.monotonic())
         except CloudUnavailable as error:
-            self._silent_since = None
-            if error.reason in _ALARMING:
+            # One impatient device must not close the way for the others.
+            impatient = isinstance(error, DeadlineExceeded) and timeout_s < self._patience_s
+            if error.reason in _ALARMING and not impatient:
                 self._breaker.failure(permit, time.monotonic())
             else:
                 self._breaker.abandon(permit)
@@ -139,19 +130,8 @@ class CloudClient:
         except BaseException:
             self._breaker.abandon(permit)
             raise
-        self._silent_since = None
         self._breaker.success(permit)
         return answer
-
-    def _silence(self, asked: float) -> float:
-        """Seconds since the first of the calls in a row, up to one made at `asked`, that got no answer.
-
-        A pause between calls ends the row: nobody was waiting for the cloud then.
-        """
-        if self._silent_since is None or asked - self._last_silence > self._patience_s:
-            self._silent_since = asked
-        self._last_silence = time.monotonic()
-        return self._last_silence - self._silent_since
 
     async def _connection(self, timeout_s: float) -> None:
         """Return with a connection, or raise `CloudUnreachable` at once or, when it has just gone, after a

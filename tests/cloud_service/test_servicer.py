@@ -282,7 +282,7 @@ BAD = {
     "empty image": (images(b""), Code.INVALID_ARGUMENT, "empty"),
     "truncated image": (images(picture(SURE)[:-30]), Code.INVALID_ARGUMENT, "truncated or damaged"),
     "one bad image of two": (images(picture(SURE), b"x"), Code.INVALID_ARGUMENT, "not one of JPEG"),
-    "message over the limit": (request(*[SURE] * 6), Code.RESOURCE_EXHAUSTED, "larger than max"),
+    "message over the limit": (request(*[SURE] * 96), Code.RESOURCE_EXHAUSTED, "larger than max"),
 }
 
 

@@ -369,35 +369,6 @@ async def test_silence_towards_one_impatient_call_does_not_count(cloud: Scripted
         assert r.is_in(State.CLOSED)
 
 
-async def test_silence_that_lasts_counts_however_impatient_the_calls(cloud: ScriptedCloud) -> None:
-    cloud.behave = cloud.held
-    async with connected(cloud, patience_s=0.1) as r:
-        for _ in range(6):
-            if r.is_in(State.CLOSED):
-                assert isinstance(await r.fails(0.04), DeadlineExceeded)
-        assert r.is_in(State.OPEN)
-
-
-async def test_a_pause_between_calls_is_no_silence(cloud: ScriptedCloud) -> None:
-    cloud.behave = cloud.held
-    async with connected(cloud, patience_s=0.3) as r:
-        for _ in range(3):
-            assert isinstance(await r.fails(0.02), DeadlineExceeded)
-            await asyncio.sleep(0.35)  # nobody asks, for longer than the patience
-        assert r.is_in(State.CLOSED)
-
-
-async def test_silence_begins_anew_after_an_answer(cloud: ScriptedCloud) -> None:
-    async with connected(cloud, patience_s=0.6) as r:
-        for behave in (answering(message()), aborting(Code.NOT_FOUND), aborting(Code.RESOURCE_EXHAUSTED)):
-            cloud.behave = cloud.held
-            await r.fails(0.25)
-            cloud.behave = behave
-            with contextlib.suppress(CloudRefused):
-                await r.infer()
-        assert r.is_in(State.CLOSED)
-
-
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0])
 async def test_call_without_time_ends_at_once(cloud: ScriptedCloud, timeout_s: float) -> None:
     cloud.behave = cloud.held
