@@ -72,7 +72,8 @@ async def serve(settings: Settings) -> int:
         status = 1
 
     # 1. say so, 2. finish what is in flight, 3. answer whoever still waits, 4. close the rest
-    _log.info("stopping: in-flight calls get %.1f s", grace_s)
+    if status == 0:  # else the last line stays the one that says why
+        _log.info("stopping: in-flight calls get %.1f s", grace_s)
     models.ready = False
     await grpc_server.set_serving(False)
     await grpc_server.stop(grace_s)
@@ -81,7 +82,8 @@ async def serve(settings: Settings) -> int:
     metrics_server.shutdown()
     runs.shutdown(cancel_futures=True)
     decoders.shutdown(cancel_futures=True)
-    _log.info("stopped")
+    if status == 0:
+        _log.info("stopped")
     return status
 
 

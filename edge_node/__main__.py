@@ -118,7 +118,8 @@ async def serve(settings: Settings) -> int:
         status = 1
 
     # 1. say so, 2. finish what is in flight, 3. let the cloud go, 4. close the rest
-    _log.info("stopping: requests in flight get %.1f s", grace_s)
+    if status == 0:  # else the last line stays the one that says why
+        _log.info("stopping: requests in flight get %.1f s", grace_s)
     slots.ready = False
     await grpc_server.set_serving(False)
     await asyncio.gather(http_server.stop(), grpc_server.stop(grace_s))
@@ -126,7 +127,8 @@ async def serve(settings: Settings) -> int:
         await cloud.close()
     metrics_server.shutdown()
     workers.shutdown(cancel_futures=True)
-    _log.info("stopped")
+    if status == 0:
+        _log.info("stopped")
     return status
 
 
