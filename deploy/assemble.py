@@ -63,7 +63,7 @@ def copy_bundles(role: Role, source: Path, target: Path) -> dict[str, int]:
 def files_read_by(role: Role, manifest: Manifest) -> list[File]:
     """The files of a bundle that the service called `role` opens, besides the manifest."""
     if role == "edge":
-        return [manifest.edge_variant, *(cut.head for cut in manifest.cuts), manifest.golden]
+        return [manifest.edge_variant, *manifest.heads.values(), manifest.golden]
     return [manifest.full, *(cut.tail for cut in manifest.cuts), manifest.golden]
 
 

@@ -146,7 +146,7 @@ def _describe(model: LoadedModel) -> dict[str, Any]:
         "threshold": defaults.threshold,
         "deadline_ms": defaults.deadline_ms,
         "cuts": [{"name": cut.name, "bytes": cut.bytes} for cut in manifest.cuts],
-        "edge": edge.model_dump(include={"name", "precision", "bytes", "accuracy", "latency_ms"}),
+        "edge": edge.model_dump(include={"name", "precision", "bytes", "accuracy", "latency_ms", "cut"}),
     }
 
 

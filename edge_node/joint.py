@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edge_node import policy
 from edge_node.cloud import Cloud, CloudAnswer, Query
 from edge_node.metrics import Metrics
-from edge_node.model_slot import LoadedModel, ModelSlots
+from edge_node.model_slot import EdgeRun, LoadedModel, ModelSlots
 from edge_node.outcome import Answer, EdgeAnswer, ModelRef, Outcome, rank
 from edge_node.policy import Budget, Decision, Mode, Payload, Route, Source
 from edge_node.settings import Preferences
@@ -70,17 +70,17 @@ class _Request:
         finally:
             self.timings_ms[stage] = (time.perf_counter() - started) * 1000
 
-    def run_edge(self, tensor: NDArray[Any]) -> Logits:
-        """The edge model's logits."""
+    def run_edge(self, tensor: NDArray[Any]) -> EdgeRun:
+        """What the edge model gives."""
         return self.timed("edge", self.model.run_edge, tensor)
 
     def run_head(self, cut: str, tensor: NDArray[Any]) -> Tensors:
         """The features at `cut`."""
         return self.timed("head", self.model.run_head, cut, tensor)
 
-    def budget(self, logits: Logits | None) -> Budget:
+    def budget(self, seen: EdgeRun | None) -> Budget:
         """What is left, and what an answer by the edge would take of it: nothing once it is in hand."""
-        reserve = self.model.reserve_s if logits is None else 0.0
+        reserve = self.model.reserve_s if seen is None else 0.0
         return Budget(self.deadline - time.monotonic(), reserve)
 
 
@@ -128,27 +128,27 @@ class JointInference:
         return answer
 
     async def _infer(self, request: _Request) -> Answer:
-        tensor, logits = await self._run(self._look, request)
-        confidence = None if logits is None else request.model.calibrated(logits)[1]
+        tensor, seen = await self._run(self._look, request)
+        confidence = None if seen is None else request.model.calibrated(seen.logits)[1]
         decision = policy.decide(
-            request.mode, confidence, request.threshold, request.budget(logits),
+            request.mode, confidence, request.threshold, request.budget(seen),
             has_cloud=self._cloud is not None,
         )  # fmt: skip
         bytes_up = 0
         if decision.route is not Route.EDGE and self._cloud is not None:
             try:
-                query = await self._query(self._cloud, request, tensor, decision.route)
-                answer = await self._ask(self._cloud, request, query, request.budget(logits).cloud_s)
-                return _by_cloud(request, decision, answer, logits)
+                query = await self._query(self._cloud, request, tensor, seen, decision.route)
+                answer = await self._ask(self._cloud, request, query, request.budget(seen).cloud_s)
+                return _by_cloud(request, decision, answer, seen)
             except CloudUnavailable as error:
                 decision = Decision(Route.EDGE, error.reason, degraded=True)
                 bytes_up = error.bytes_up
-        if logits is None:
-            logits = await self._run(request.run_edge, tensor)
-        return _by_edge(request, decision, logits, bytes_up)
+        if seen is None:
+            seen = await self._run(request.run_edge, tensor)
+        return _by_edge(request, decision, seen.logits, bytes_up)
 
-    def _look(self, request: _Request) -> tuple[NDArray[Any], Logits | None]:
-        """The input tensor, and the edge's logits where the mode wants them first."""
+    def _look(self, request: _Request) -> tuple[NDArray[Any], EdgeRun | None]:
+        """The input tensor, and what the edge model gives where the mode wants that first."""
         sample, manifest = request.ask.sample, request.model.manifest
         if isinstance(sample, bytes):
             if manifest.preprocess is None:
@@ -159,9 +159,12 @@ class JointInference:
         else:
             tensor = sample
             request.model.edge.check({manifest.input.name: tensor})
-        return tensor, request.run_edge(tensor) if policy.edge_first(request.mode) else None
+        first = policy.edge_first(request.mode, request.cut, manifest.edge_variant.cut)
+        return tensor, request.run_edge(tensor) if first else None
 
-    async def _query(self, cloud: Cloud, request: _Request, tensor: NDArray[Any], route: Route) -> Query:
+    async def _query(
+        self, cloud: Cloud, request: _Request, tensor: NDArray[Any], seen: EdgeRun | None, route: Route
+    ) -> Query:
         """What goes up: the features at the cut, the image as it came, or the input tensor."""
         cloud.check()
         manifest, sample = request.model.manifest, request.ask.sample
@@ -169,7 +172,8 @@ class JointInference:
         original = sample if isinstance(sample, bytes) else None
         if route is Route.FEATURES and request.cut is not None:
             name = f"{name}.tail.{request.cut}"
-            inputs = await self._run(request.run_head, request.cut, tensor)
+            # In a split the edge model has only run where it exits at this very cut.
+            inputs = seen.features if seen else await self._run(request.run_head, request.cut, tensor)
         elif original is not None and policy.send_original(self._payload, len(original), tensor.nbytes):
             name, inputs = f"{name}.image", {"image": np.array([original], dtype=object)}
         self._metrics.escalated(manifest.model, route)
@@ -201,7 +205,7 @@ def _settle(ask: Ask, model: LoadedModel) -> _Request:
         ask.id or uuid.uuid4().hex,
         model,
         mode,
-        policy.check_mode(mode, cut, tuple(model.heads)),
+        policy.check_mode(mode, cut, model.cuts),
         threshold,
         ask.arrived + deadline_ms / 1000,
     )
@@ -224,11 +228,11 @@ def _by_edge(request: _Request, decision: Decision, logits: Logits, bytes_up: in
     )
 
 
-def _by_cloud(request: _Request, decision: Decision, answer: CloudAnswer, logits: Logits | None) -> Answer:
+def _by_cloud(request: _Request, decision: Decision, answer: CloudAnswer, seen: EdgeRun | None) -> Answer:
     labels = request.model.manifest.labels
     edge = None
-    if logits is not None:
-        probabilities, confidence = request.model.calibrated(logits)
+    if seen is not None:
+        probabilities, confidence = request.model.calibrated(seen.logits)
         own = rank(probabilities, labels, 1)
         edge = EdgeAnswer(own.label, own.index, confidence)
     for stage in ("decode", "queue", "infer"):

@@ -21,12 +21,21 @@ _MARGIN_S = 0.005
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class EdgeRun:
+    """The edge model's logits, float32 `[1, classes]`, and the features at its cut if it is an early exit."""
+
+    logits: NDArray[np.float32]
+    features: Tensors
+
+
 @dataclass(frozen=True)
 class LoadedModel:
-    """A bundle as the edge serves it: the edge model, the head of each cut, and how they are used.
+    """A bundle as the edge serves it: the edge model, the heads by cut, and how they are used.
 
-    `reserve_s` is what an answer by the edge model alone may take: twice its slowest warm-up run, and a
-    margin. `defaults` are the settings of this model.
+    The cut at which the edge model exits early has no head here. `reserve_s` is what an answer by the edge
+    model alone may take: twice its slowest warm-up run, and a margin. `defaults` are the settings of this
+    model.
     """
 
     manifest: Manifest
@@ -47,9 +56,16 @@ class LoadedModel:
         tensor = self.manifest.input
         return TensorSpec(tensor.name, tensor.datatype, (-1, *tensor.shape))
 
-    def run_edge(self, tensor: NDArray[np.generic]) -> NDArray[np.float32]:
-        """The edge model's logits, float32 `[1, classes]`, for one sample."""
-        return self.edge.run({self.manifest.input.name: tensor})[self.manifest.output.name]
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """The names of the cuts."""
+        return tuple(cut.name for cut in self.manifest.cuts)
+
+    def run_edge(self, tensor: NDArray[np.generic]) -> EdgeRun:
+        """What the edge model gives for one sample."""
+        outputs = self.edge.run({self.manifest.input.name: tensor})
+        logits, *features = self.manifest.gives(self.manifest.edge_variant)
+        return EdgeRun(outputs[logits.name], {info.name: outputs[info.name] for info in features})
 
     def run_head(self, cut: str, tensor: NDArray[np.generic]) -> Tensors:
         """The features at `cut` for one sample, as they go up."""
@@ -118,7 +134,7 @@ def _load(bundle: Bundle, settings: Settings) -> LoadedModel:
     mode = own.mode or settings.mode
     defaults = Preferences(
         mode=mode,
-        cut=own.cut,
+        cut=own.cut or manifest.edge_variant.cut,
         deadline_ms=own.deadline_ms or settings.deadline_ms,
         threshold=manifest.calibration.threshold if own.threshold is None else own.threshold,
     )
@@ -134,11 +150,11 @@ def _load(bundle: Bundle, settings: Settings) -> LoadedModel:
     edge = bundle.engine(manifest.edge_variant, threads=settings.threads, providers=PROVIDERS)
     slowest = edge.warm_up(bundle.sample(manifest.edge_variant))
     heads = {
-        cut.name: bundle.engine(cut.head, threads=settings.threads, providers=PROVIDERS)
-        for cut in manifest.cuts
+        cut: bundle.engine(head, threads=settings.threads, providers=PROVIDERS)
+        for cut, head in manifest.heads.items()
     }
-    for cut in manifest.cuts:
-        heads[cut.name].warm_up(bundle.sample(cut.head))
+    for cut, head in manifest.heads.items():
+        heads[cut].warm_up(bundle.sample(head))
     _log.info(
         "serving %s version %s from %s: %s, one run %.2f ms, mode %s, threshold %.4f, deadline %s ms",
         manifest.model, manifest.version, bundle.folder, manifest.edge_variant.file, slowest * 1000,

@@ -82,9 +82,12 @@ def check_mode(mode: Mode, cut: str | None, cuts: tuple[str, ...]) -> str | None
     return cut
 
 
-def edge_first(mode: Mode) -> bool:
-    """Whether the edge model runs before anyone decides."""
-    return mode in (Mode.EDGE, Mode.CASCADE)
+def edge_first(mode: Mode, cut: str | None, exit_cut: str | None) -> bool:
+    """Whether the edge model runs before anyone decides.
+
+    In mode `split` it does where it exits early at the very cut of the request: it gives the features, too.
+    """
+    return mode in (Mode.EDGE, Mode.CASCADE) or (mode is Mode.SPLIT and cut is not None and cut == exit_cut)
 
 
 def decide(
@@ -93,19 +96,20 @@ def decide(
     """Where the answer comes from.
 
     `confidence` is the edge answer's, None when the edge model has not run; it is trusted from
-    `threshold` on.
+    `threshold` on, save in mode `cloud`.
     """
     if mode is Mode.EDGE:
         return Decision(Route.EDGE, "mode")
-    if mode is Mode.CASCADE and confidence is not None and confidence >= threshold:
+    if mode is Mode.CLOUD:
+        confidence = None
+    if confidence is not None and confidence >= threshold:
         return Decision(Route.EDGE, "confident")
     if not has_cloud:
         return Decision(Route.EDGE, "no_cloud", degraded=True)
     if budget.cloud_s < LEAST_CLOUD_S:
         return Decision(Route.EDGE, "budget", degraded=True)
-    if mode is Mode.SPLIT:
-        return Decision(Route.FEATURES, "mode")
-    return Decision(Route.INPUT, "low_confidence" if mode is Mode.CASCADE else "mode")
+    reason = "mode" if confidence is None else "low_confidence"
+    return Decision(Route.FEATURES if mode is Mode.SPLIT else Route.INPUT, reason)
 
 
 def send_original(payload: Payload, original_bytes: int | None, tensor_bytes: int) -> bool:

@@ -41,7 +41,7 @@ class Preferences(BaseModel):
     mode: Annotated[Mode | None, Field(description="who may answer: edge, cloud, cascade or split")] = None
     cut: Annotated[
         Annotated[str, Field(min_length=1)] | None,
-        Field(description="where mode 'split' cuts; the first cut if not given"),
+        Field(description="where mode 'split' cuts; if not given, at the early exit, else at the first cut"),
     ] = None
     deadline_ms: Annotated[Milliseconds | None, Field(description="milliseconds until the answer is due")] = (
         None

@@ -60,13 +60,15 @@ class File(_Record):
 class Variant(File):
     """One ONNX form of a model, with what was measured of it on the maker's machine.
 
-    `accuracy` is top-1 on the test part; `latency_ms` the median of one sample on one thread.
+    `accuracy` is top-1 on the test part; `latency_ms` the median of one sample on one thread. With `cut`
+    it is the head of that cut with an early exit: besides the logits it gives the features at the cut.
     """
 
     name: str
     precision: Literal["fp32", "fp16", "int8", "int4", "mixed"]
     accuracy: Fraction | None = None
     latency_ms: Annotated[float, Field(gt=0)] | None = None
+    cut: str | None = None
 
 
 class Cut(_Record):
@@ -90,15 +92,25 @@ class Cut(_Record):
 
 
 class CurvePoint(_Record):
-    """What the pair did on the calibration part at one threshold."""
+    """What the pair did on the calibration part at one threshold.
+
+    `agreement` is with the full model; `risk` the share of all samples that the edge answered, wrongly,
+    and the full model would have answered rightly.
+    """
 
     threshold: Fraction
     escalated: Fraction
     accuracy: Fraction
+    agreement: Fraction | None = None
+    risk: Fraction | None = None
 
 
 class Certificate(_Record):
-    """A bound that holds with `confidence`, for the files named by their digests and no others."""
+    """A bound that holds with `confidence`, for the files named by their digests and at `threshold` only.
+
+    `samples` is the size of the certification part, on which the risk `observed` and the share
+    `escalated` were seen. It holds for inputs drawn as those were: drift voids it.
+    """
 
     bounds: str
     bound: Fraction
@@ -106,15 +118,22 @@ class Certificate(_Record):
     samples: Annotated[int, Field(gt=0)]
     method: str
     digests: tuple[str, ...]
+    observed: Fraction | None = None
+    escalated: Fraction | None = None
+    threshold: Fraction | None = None
 
 
 class Calibration(_Record):
-    """How the edge's logits become a confidence, and from where on that is trusted."""
+    """How the edge's logits become a confidence, and from where on that is trusted.
+
+    `ece` is the expected calibration error of the probabilities on the certification part.
+    """
 
     scorer: Scorer
     temperature: Annotated[float, Field(gt=0)]
     threshold: Fraction
     samples: Annotated[int, Field(gt=0)]
+    ece: Fraction | None = None
     curve: tuple[CurvePoint, ...] = ()
     certificate: Certificate | None = None
 
@@ -131,7 +150,10 @@ class Golden(File):
 
 
 class Manifest(_Record):
-    """`manifest.json`. Files are named relative to it, without folders."""
+    """`manifest.json`. Files are named relative to it, without folders.
+
+    `reference` says what was right when it was measured: the data's labels, or the full model's answers.
+    """
 
     format: int
     model: str
@@ -141,6 +163,7 @@ class Manifest(_Record):
     output: TensorInfo
     preprocess: Preprocess | None
     labels: tuple[str, ...]
+    reference: Literal["labels", "full"] = "labels"
     edge: str
     variants: Annotated[tuple[Variant, ...], Field(min_length=1)]
     full: Variant
@@ -157,16 +180,29 @@ class Manifest(_Record):
         """The cut called `name`, if there is one."""
         return next((cut for cut in self.cuts if cut.name == name), None)
 
+    @property
+    def heads(self) -> dict[str, File]:
+        """The heads that the edge runs, by cut: an early exit gives the features of its cut itself."""
+        return {cut.name: cut.head for cut in self.cuts if cut.name != self.edge_variant.cut}
+
+    def exit_cut(self, file: File) -> Cut | None:
+        """The cut at which the ONNX file `file` exits early, if it does."""
+        return self.cut(file.cut) if isinstance(file, Variant) and file.cut is not None else None
+
     def takes(self, file: File) -> tuple[TensorInfo, ...]:
         """The inputs of the bundle's ONNX file `file`."""
         return next((cut.boundary for cut in self.cuts if cut.tail == file), (self.input,))
 
     def gives(self, file: File) -> tuple[TensorInfo, ...]:
         """The outputs of the bundle's ONNX file `file`."""
-        return next((cut.boundary for cut in self.cuts if cut.head == file), (self.output,))
+        boundary = next((cut.boundary for cut in self.cuts if cut.head == file), None)
+        if boundary is not None:
+            return boundary
+        cut = self.exit_cut(file)
+        return (self.output, *cut.boundary) if cut else (self.output,)
 
     @model_validator(mode="after")
-    def _check_consistency(self) -> Self:
+    def _check_names(self) -> Self:
         for what, names in (
             ("model", [self.model]),
             ("variant", [v.name for v in self.variants]),
@@ -179,6 +215,20 @@ class Manifest(_Record):
                 raise ValueError(f"two {what}s have the same name")
         if self.edge not in [v.name for v in self.variants]:
             raise ValueError(f"edge {self.edge!r} is not the name of a variant")
+        for variant in self.variants:
+            if variant.cut is not None and self.cut(variant.cut) is None:
+                raise ValueError(f"variant {variant.name!r} exits at {variant.cut!r}, which is not a cut")
+        if self.full.cut is not None:
+            raise ValueError(f"full model {self.full.name!r} exits at {self.full.cut!r}: only variants may")
+        return self
+
+    @model_validator(mode="after")
+    def _check_shapes(self) -> Self:
+        certificate = self.calibration.certificate
+        if certificate and certificate.threshold not in (None, self.calibration.threshold):
+            raise ValueError(
+                f"the certificate is for threshold {certificate.threshold}, not {self.calibration.threshold}"
+            )
         if self.output.shape != (len(self.labels),):
             raise ValueError(f"{len(self.labels)} labels, but the output has shape {list(self.output.shape)}")
         if self.preprocess and self.preprocess.shape != self.input.shape:

@@ -11,12 +11,12 @@ so one colour decides what happens (defaults: gain 20, threshold 0.8, temperatur
     SURE_BUT_WRONG     (179, 128, 128)   red, 0.96             blue: what the threshold lets through
 
 Both cuts send uint8 in steps of 1/255 and are exact for plain colours: `pixels` (192 bytes, just behind the
-input) and `means` (3 bytes, behind the pooling).
+input) and `means` (3 bytes, behind the pooling). An early exit at one of them says what the edge says.
 """
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from inference_core.trust import sha256
 
 Color = tuple[int, int, int]
 Parts = list[onnx.NodeProto | onnx.TensorProto]
+Value = tuple[str, type[np.generic], tuple[int, ...]]
 
 SURE: Color = (255, 0, 0)
 UNSURE: Color = (130, 128, 128)
@@ -42,11 +43,18 @@ LABELS = ("red", "green", "blue")
 SIDE = 8
 CUTS = ("pixels", "means")
 GOLDEN = "golden.npz"
+EXIT = "edge-exit.onnx"
 FULL_BIAS = (0.0, 0.0, 5.0)
 
 _STEP = 1 / 255
 _PIXELS: tuple[int, ...] = (3, SIDE, SIDE)
 _MEANS: tuple[int, ...] = (3,)
+_INPUT: Value = ("input", np.float32, _PIXELS)
+_LOGITS: Value = ("logits", np.float32, (len(LABELS),))
+_FEATURES: dict[str, Value] = {
+    "pixels": ("features", np.uint8, _PIXELS),
+    "means": ("features", np.uint8, _MEANS),
+}
 
 
 def picture(color: Color, form: str = "PNG", size: tuple[int, int] = (SIDE, SIDE)) -> bytes:
@@ -74,13 +82,15 @@ def write_bundle(
     threshold: float = 0.8,
     scorer: str = "max_probability",
     cuts: Sequence[str] = CUTS,
+    exit_at: str | None = None,
     preprocess: bool = True,
     full_work: int = 0,
 ) -> Path:
     """Write a valid bundle into `folder`, which is made when missing, and return it. Deterministic.
 
-    `preprocess=False` makes a bundle that takes tensors only; `full_work` slows the full model and its
-    tails down by that many products of two 256x256 matrices for each run, a millisecond or less each.
+    `exit_at` names the cut whose head, with an early exit, is what the edge serves. `preprocess=False`
+    makes a bundle that takes tensors only; `full_work` slows the full model and its tails down by that many
+    products of two 256x256 matrices for each run, a millisecond or less each.
     """
     folder.mkdir(parents=True, exist_ok=True)
     edge_end = _classify("means", gain, edge_bias, 0)
@@ -90,18 +100,21 @@ def write_bundle(
         "edge-int8.onnx": model_bytes([*_quantize("input"), *_dequantize("p"), *_pool("p"), *edge_end]),
         "full.onnx": model_bytes([*_pool("input"), *full_end]),
     }
-    if "pixels" in cuts:
-        files["head-pixels.onnx"] = model_bytes(_quantize("input"), output=("features", np.uint8, _PIXELS))
-        tail = [*_dequantize("p"), *_pool("p"), *full_end]
-        files["tail-pixels.onnx"] = model_bytes(tail, inputs=("features", np.uint8, _PIXELS))
-    if "means" in cuts:
-        head = [*_pool("input"), *_quantize("means")]
-        files["head-means.onnx"] = model_bytes(head, output=("features", np.uint8, _MEANS))
-        tail = [*_dequantize("means"), *full_end]
-        files["tail-means.onnx"] = model_bytes(tail, inputs=("features", np.uint8, _MEANS))
+    for cut in cuts:
+        files[f"head-{cut}.onnx"] = model_bytes(_head(cut), outputs=[_FEATURES[cut]])
+        files[f"tail-{cut}.onnx"] = model_bytes([*_behind(cut), *full_end], inputs=_FEATURES[cut])
+    if exit_at is not None:
+        parts = [*_head(exit_at), *_behind(exit_at), *edge_end]
+        files[EXIT] = model_bytes(parts, outputs=[_LOGITS, _FEATURES[exit_at]])
     files[GOLDEN] = golden_bytes(files, cuts)
     for name, data in files.items():
         (folder / name).write_bytes(data)
+    variants = [
+        {"name": "fp32", "precision": "fp32", **file_entry("edge-fp32.onnx", files), "accuracy": 0.9},
+        {"name": "int8", "precision": "int8", **file_entry("edge-int8.onnx", files), "latency_ms": 0.02},
+    ]
+    if exit_at is not None:
+        variants.append({"name": "exit", "precision": "fp32", **file_entry(EXIT, files), "cut": exit_at})
     manifest = {
         "format": 1,
         "model": model,
@@ -111,11 +124,8 @@ def write_bundle(
         "output": {"name": "logits", "datatype": "FP32", "shape": [len(LABELS)]},
         "preprocess": {"color": "rgb", "height": SIDE, "width": SIDE} if preprocess else None,
         "labels": LABELS,
-        "edge": "int8",
-        "variants": [
-            {"name": "fp32", "precision": "fp32", **file_entry("edge-fp32.onnx", files), "accuracy": 0.9},
-            {"name": "int8", "precision": "int8", **file_entry("edge-int8.onnx", files), "latency_ms": 0.02},
-        ],
+        "edge": "exit" if exit_at else "int8",
+        "variants": variants,
         "full": {"name": "full", "precision": "fp32", **file_entry("full.onnx", files), "accuracy": 1.0},
         "cuts": [
             {
@@ -169,6 +179,15 @@ def replace_file(folder: Path, name: str, data: bytes) -> None:
                 holder.update(file_entry(name, {name: data}))
 
 
+def change_exit(folder: Path, change: Callable[[onnx.GraphProto], object]) -> None:
+    """Change the graph of the bundle's early exit; its golden outputs and the manifest follow."""
+    model = onnx.load_model_from_string((folder / EXIT).read_bytes())
+    change(model.graph)
+    replace_file(folder, EXIT, model.SerializeToString())
+    files = {path.name: path.read_bytes() for path in sorted(folder.glob("*.onnx"))}  # heads before tails
+    replace_file(folder, GOLDEN, golden_bytes(files))
+
+
 def file_entry(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
     """The manifest's entry for file `name` with the content `files[name]`."""
     return {"file": name, "sha256": sha256(files[name]), "bytes": len(files[name])}
@@ -197,18 +216,17 @@ def npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
 def model_bytes(
     parts: Parts,
-    inputs: tuple[str, type[np.generic], tuple[int, ...]] = ("input", np.float32, _PIXELS),
-    output: tuple[str, type[np.generic], tuple[int, ...]] = ("logits", np.float32, (len(LABELS),)),
+    inputs: Value = _INPUT,
+    outputs: Sequence[Value] = (_LOGITS,),
 ) -> bytes:
-    """An ONNX file of these nodes and initializers, one input and one output, batch axis free."""
+    """An ONNX file of these nodes and initializers, with one input, batch axis free."""
     nodes = [part for part in parts if isinstance(part, onnx.NodeProto)]
     constants = {part.name: part for part in parts if isinstance(part, onnx.TensorProto)}
-    graph = helper.make_graph(
-        nodes, "tiny", [_value(*inputs)], [_value(*output)], initializer=list(constants.values())
-    )
+    given, made = [_value(*inputs)], [_value(*output) for output in outputs]
+    graph = helper.make_graph(nodes, "tiny", given, made, initializer=list(constants.values()))
     opset = [helper.make_opsetid("", 17)]
-    made = helper.make_model(graph, opset_imports=opset, ir_version=8, producer_name="tandem-tests")
-    return bytes(made.SerializeToString(deterministic=True))
+    model = helper.make_model(graph, opset_imports=opset, ir_version=8, producer_name="tandem-tests")
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def pool_and_classify(gain: float = 20.0, bias: Sequence[float] = FULL_BIAS) -> Parts:
@@ -226,10 +244,18 @@ def _value(name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> onnx.V
     return helper.make_tensor_value_info(name, kind, ["n", *shape])
 
 
-def _pool(source: str) -> Parts:
+def _head(cut: str) -> Parts:
+    return _quantize("input") if cut == "pixels" else [*_pool("input", "exact"), *_quantize("exact")]
+
+
+def _behind(cut: str) -> Parts:
+    return [*_dequantize("p"), *_pool("p")] if cut == "pixels" else _dequantize("means")
+
+
+def _pool(source: str, target: str = "means") -> Parts:
     return [
         helper.make_node("GlobalAveragePool", [source], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["means"]),
+        helper.make_node("Flatten", ["pooled"], [target]),
     ]
 
 

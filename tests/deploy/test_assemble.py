@@ -4,13 +4,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from deploy.assemble import ROOT, Role, assemble, main
+from deploy.assemble import ROOT, Role, assemble, copy_bundles, main
+from edge_node.model_slot import load_models
+from edge_node.settings import Settings
 from inference_core.bundle import load_bundle
 from inference_core.errors import BundleError
-from tests.bundles import write_bundle
+from tests.bundles import CUTS, EXIT, GOLDEN, write_bundle
 
 READ_BY: dict[Role, Callable[[Path], set[str]]] = {
     "edge": lambda folder: {
@@ -56,6 +59,19 @@ def test_of_a_bundle_only_what_the_service_reads_goes_along(
     assert copied.keys() == READ_BY[role](source) | {"manifest.json", golden}
     assert sizes == {"colors": sum(path.stat().st_size for path in copied.values())}
     assert load_bundle(tmp_path / "image" / "models" / "colors").digest == load_bundle(source).digest
+
+
+def test_an_early_exit_goes_along_without_the_head_that_it_stands_for(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "models" / "colors", exit_at="means")
+    for role in READ_BY:
+        copy_bundles(role, tmp_path / "models", tmp_path / role)
+    edge = {path.name for path in (tmp_path / "edge" / "colors").iterdir()}
+    assert edge == {"manifest.json", GOLDEN, EXIT, "head-pixels.onnx"}
+    cloud = {path.name for path in (tmp_path / "cloud" / "colors").glob("*.onnx")}
+    assert cloud == {"full.onnx", "tail-pixels.onnx", "tail-means.onnx"}
+    given: dict[str, Any] = {"bundles": (tmp_path / "edge" / "colors",)}
+    (model,) = load_models(Settings(**given))
+    assert model.cuts == CUTS
 
 
 @pytest.mark.parametrize(("role", "package"), [("edge", "edge_node"), ("cloud", "cloud_service")])

@@ -1,12 +1,14 @@
 """The protocol without a transport."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from edge_node.dataplane import Metadata
 from inference_core.engine import TensorSpec
 from inference_core.errors import CloudUnreachable, InvalidInput, ModelNotFound, Overloaded
-from tests.bundles import SURE, UNSURE, pixels
+from tests.bundles import SURE, UNSURE, pixels, write_bundle
 from tests.edge_node.node import CloudSimulator, Node, node
 
 pytestmark = pytest.mark.anyio
@@ -44,6 +46,20 @@ async def test_rows_keep_their_order_whoever_answers_them(edge: Node) -> None:
     assert inferred.outputs["logits"].dtype == np.float32
     assert inferred.parameters["tandem_source"] == ",".join(["edge", "cloud"] * 8)
     assert (inferred.model, inferred.version, inferred.id) == ("colors", "1", "id-7")
+
+
+@pytest.mark.parametrize("mode", ["cascade", "split"])
+async def test_features_of_an_early_exit_are_nobodys_business(tmp_path: Path, mode: str) -> None:
+    folder = write_bundle(tmp_path / "exit", exit_at="means")
+    with node(folder, cloud=CloudSimulator(folder), mode=mode) as exiting:
+        dataplane, given = exiting.dataplane, {"input": pixels(SURE, UNSURE)}
+        assert dataplane.metadata("colors").outputs == (TensorSpec("logits", "FP32", (-1, 3)),)
+        inferred = await dataplane.infer("colors", "", "", given, {})
+        assert inferred.outputs.keys() == {"logits"}
+        assert inferred.outputs["logits"].argmax(axis=1).tolist() == [0, 2]
+        assert inferred.parameters["tandem_source"] == "edge,cloud"
+        with pytest.raises(InvalidInput, match="output 'features': the model has 'logits' only"):
+            await dataplane.infer("colors", "", "", given, {}, ("features",))
 
 
 async def test_one_row_has_plain_parameters(edge: Node) -> None:

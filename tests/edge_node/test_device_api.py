@@ -322,7 +322,14 @@ def test_models_are_described(client: TestClient, colors: Path) -> None:
     assert described["accepts"]["tensor"] == {"name": "input", "datatype": "FP32", "shape": [3, 8, 8]}
     assert described["cuts"] == [{"name": "pixels", "bytes": 192}, {"name": "means", "bytes": 3}]
     assert (described["mode"], described["threshold"], described["deadline_ms"]) == ("cascade", 0.8, 20_000)
-    assert described["edge"]["precision"] == "int8"
+    assert (described["edge"]["precision"], described["edge"]["cut"]) == ("int8", None)
+
+
+def test_early_exit_is_described(tmp_path: Path) -> None:
+    with node(write_bundle(tmp_path / "exit", exit_at="means")) as edge, TestClient(edge.app()) as client:
+        described = client.get("/v1/models/colors").json()
+        assert (described["edge"]["name"], described["edge"]["cut"]) == ("exit", "means")
+        assert [cut["name"] for cut in described["cuts"]] == ["pixels", "means"]
 
 
 def test_busy_node_says_when_to_come_back(colors: Path, cloud: CloudSimulator) -> None:

@@ -2,12 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edge_node.joint import Ask
 from edge_node.model_slot import load_models
@@ -15,6 +17,7 @@ from edge_node.outcome import EdgeAnswer
 from edge_node.policy import Mode, Payload, Source
 from edge_node.settings import Preferences, Settings
 from inference_core.bundle import load_bundle
+from inference_core.engine import Engine
 from inference_core.errors import (
     BreakerOpen,
     CloudRefused,
@@ -26,7 +29,9 @@ from inference_core.errors import (
     Overloaded,
     TooLarge,
 )
+from inference_core.tensors import Tensors
 from tests.bundles import (
+    EXIT,
     SURE,
     SURE_BUT_WRONG,
     UNSURE,
@@ -236,6 +241,161 @@ async def test_features_of_the_cut_go_up(
         "features": (np.dtype(np.uint8), (1, 3, 8, 8) if name == "pixels" else (1, 3))
     }
     assert edge.series("tandem_escalations_total") == {("colors", "features"): 1}
+
+
+@pytest.fixture(scope="module")
+def exit_colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose edge model is an early exit at its second cut."""
+    return write_bundle(tmp_path_factory.mktemp("exit") / "colors", exit_at="means")
+
+
+@pytest.fixture
+def exit_cloud(exit_colors: Path) -> CloudSimulator:
+    return CloudSimulator(exit_colors)
+
+
+@pytest.fixture
+def exiting(exit_colors: Path, exit_cloud: CloudSimulator) -> Iterator[Node]:
+    """A node with that bundle, its edge model's runs counted."""
+    with node(exit_colors, cloud=exit_cloud) as made:
+        count_runs(made, exit_colors)
+        yield made
+
+
+class CountedEngine(Engine):
+    """An engine that counts its runs."""
+
+    runs = 0
+
+    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Tensors:
+        self.runs += 1
+        return super().run(inputs)
+
+
+def count_runs(exiting: Node, folder: Path) -> None:
+    model = exiting.slots.get("colors")
+    exiting.slots.load([replace(model, edge=CountedEngine((folder / EXIT).read_bytes(), name=EXIT))])
+
+
+def edge_runs(exiting: Node) -> int:
+    """How often the edge model has run for requests."""
+    engine = exiting.slots.get("colors").edge
+    assert isinstance(engine, CountedEngine)
+    return engine.runs
+
+
+@pytest.mark.parametrize(
+    ("color", "wants", "source", "reason", "label"),
+    [
+        (SURE, {}, "edge", "confident", "red"),
+        (SURE_BUT_WRONG, {}, "edge", "confident", "red"),
+        (SURE_BUT_WRONG, {"threshold": 0.99}, "cloud", "low_confidence", "blue"),
+        (UNSURE, {}, "cloud", "low_confidence", "blue"),
+        (UNSURE, {"threshold": 0.36}, "edge", "confident", "red"),
+        (UNSURE, {"threshold": 0.38}, "cloud", "low_confidence", "blue"),
+        (UNSURE_AND_RIGHT, {"cut": "means"}, "cloud", "low_confidence", "blue"),
+        (SURE, {"cut": "pixels"}, "cloud", "mode", "red"),
+        (UNSURE, {"cut": "pixels"}, "cloud", "mode", "blue"),
+    ],
+)
+async def test_split_at_the_cut_of_an_early_exit_is_answered_by_it_where_it_is_sure(
+    exiting: Node,
+    exit_cloud: CloudSimulator,
+    color: Color,
+    wants: dict[str, Any],
+    source: str,
+    reason: str,
+    label: str,
+) -> None:
+    outcome = await exiting.ask(picture(color), mode="split", **wants)
+    assert (outcome.source, outcome.reason, outcome.prediction.label) == (source, reason, label)
+    assert (outcome.degraded, outcome.mode) == (False, "split")
+    assert (outcome.cut, outcome.threshold) == (wants.get("cut", "means"), wants.get("threshold", 0.8))
+    assert (outcome.edge is None) == (outcome.cut == "pixels")
+    assert (outcome.bytes_up > 0) == len(exit_cloud.asked) == (source == "cloud")
+    assert edge_runs(exiting) == (outcome.cut == "means")
+    assert counted(exiting) == {("colors", reason, source): 1}
+
+
+@pytest.mark.parametrize(
+    ("color", "cut", "stages"),
+    [
+        (SURE, "means", {"preprocess", "edge", "total"}),
+        (UNSURE, "means", {"preprocess", "edge", "cloud", "total"}),
+        (UNSURE, "pixels", {"preprocess", "head", "cloud", "total"}),
+    ],
+)
+async def test_stages_of_a_split_with_an_early_exit(
+    exiting: Node, color: Color, cut: str, stages: set[str]
+) -> None:
+    outcome = await exiting.ask(picture(color), mode="split", cut=cut)
+    assert outcome.timings_ms.keys() == stages
+
+
+async def test_features_of_an_early_exit_go_up(exiting: Node, exit_cloud: CloudSimulator) -> None:
+    outcome = await exiting.ask(picture(UNSURE), mode="split")
+    (query,) = exit_cloud.asked
+    assert query.model == "colors.tail.means"
+    assert query.inputs.keys() == {"features"}
+    features = query.inputs["features"]
+    assert (features.dtype, features.tolist()) == (np.dtype(np.uint8), [[130, 128, 128]])
+    assert is_unsure_of_red(outcome.edge)
+    assert exiting.series("tandem_escalations_total") == {("colors", "features"): 1}
+    assert exiting.series("tandem_agreement_total") == {("false", "colors"): 1}
+    assert exiting.value("tandem_confidence_count", model="colors") == 1
+
+
+@pytest.mark.parametrize("mode", ["edge", "cascade", "cloud"])
+async def test_other_modes_do_not_see_the_early_exit(
+    exiting: Node, exit_cloud: CloudSimulator, mode: str
+) -> None:
+    outcome = await exiting.ask(picture(UNSURE), mode=mode)
+    assert outcome.cut is None
+    assert [query.model for query in exit_cloud.asked] == ([] if mode == "edge" else ["colors.image"])
+    assert edge_runs(exiting) == (mode != "cloud")
+
+
+@pytest.mark.parametrize("reason", FAILURES)
+async def test_early_exit_has_answered_already_when_the_cloud_does_not(
+    exiting: Node, exit_cloud: CloudSimulator, reason: str
+) -> None:
+    failure = FAILURES[reason]()
+    failure.bytes_up = 77
+    exit_cloud.failure = failure
+    outcome = await exiting.ask(picture(UNSURE), mode="split")
+    assert (outcome.source, outcome.reason, outcome.degraded) == (Source.EDGE_FALLBACK, reason, True)
+    assert (outcome.prediction.label, outcome.bytes_up) == ("red", 77)
+    assert is_unsure_of_red(outcome.edge)
+    assert (edge_runs(exiting), len(exit_cloud.asked)) == (1, 1)
+    assert counted(exiting) == {("colors", reason, "edge_fallback"): 1}
+    assert exiting.series("tandem_fallbacks_total") == {("colors", reason): 1}
+
+
+@pytest.mark.parametrize("reason", ["no_cloud", "budget", "cloud_unreachable"])
+async def test_early_exit_answers_where_the_cloud_is_not_asked(
+    exit_colors: Path, exit_cloud: CloudSimulator, reason: str
+) -> None:
+    exit_cloud.absent = CloudUnreachable("no connection")
+    late_s = 60.0 if reason == "budget" else 0.0
+    with node(exit_colors, cloud=None if reason == "no_cloud" else exit_cloud) as exiting:
+        count_runs(exiting, exit_colors)
+        sure = await exiting.ask(picture(SURE), mode="split", late_s=late_s)
+        assert (sure.source, sure.reason, sure.degraded) == ("edge", "confident", False)
+        unsure = await exiting.ask(picture(UNSURE), mode="split", late_s=late_s)
+        assert (unsure.source, unsure.reason, unsure.degraded) == ("edge_fallback", reason, True)
+        assert edge_runs(exiting) == 2
+        assert exit_cloud.asked == []
+        assert exiting.series("tandem_escalations_total") == {}
+
+
+async def test_nothing_is_kept_back_once_the_early_exit_has_answered(
+    exiting: Node, exit_cloud: CloudSimulator
+) -> None:
+    exiting.slots.load([replace(exiting.slots.get("colors"), reserve_s=15.0)])
+    await exiting.ask(picture(UNSURE), mode="split", deadline_ms=20_000)
+    await exiting.ask(picture(UNSURE), mode="split", cut="pixels", deadline_ms=20_000)
+    at_exit, elsewhere = exit_cloud.timeouts
+    assert elsewhere <= 5 < at_exit < 20
 
 
 async def test_query_names_the_version_and_the_bundle(

@@ -14,8 +14,10 @@ from edge_node.settings import Preferences, Settings
 from inference_core.bundle import load_bundle
 from inference_core.errors import BundleError, ModelNotFound, Overloaded
 from tests.bundles import (
+    EXIT,
     SURE,
     UNSURE,
+    change_exit,
     edited,
     golden_bytes,
     model_bytes,
@@ -43,12 +45,38 @@ def test_loaded_model(make_bundle: MakeBundle) -> None:
 
 def test_edge_answers_and_heads_give_features(make_bundle: MakeBundle) -> None:
     (model,) = load(make_bundle())
-    logits = model.run_edge(pixels(SURE))
-    assert logits.shape == (1, 3)
-    probabilities, confidence = model.calibrated(logits)
+    seen = model.run_edge(pixels(SURE))
+    assert seen.logits.shape == (1, 3)
+    assert seen.features == {}
+    probabilities, confidence = model.calibrated(seen.logits)
     assert probabilities.shape == (3,)
     assert confidence == pytest.approx(probabilities.max()) == pytest.approx(1.0)
     assert model.run_head("means", pixels(UNSURE))["features"].tolist() == [[130, 128, 128]]
+
+
+@pytest.mark.parametrize(("cut", "other"), [("means", "pixels"), ("pixels", "means")])
+def test_early_exit_gives_what_the_head_gives_and_takes_its_place(
+    make_bundle: MakeBundle, cut: str, other: str
+) -> None:
+    (plain,) = load(make_bundle("plain"))
+    (model,) = load(make_bundle("exit", exit_at=cut))
+    assert model.edge.name == EXIT
+    assert model.cuts == plain.cuts == ("pixels", "means")
+    assert list(model.heads) == [other]
+    for color in (SURE, UNSURE):
+        seen, apart = model.run_edge(pixels(color)), plain.run_head(cut, pixels(color))
+        np.testing.assert_allclose(seen.logits, plain.run_edge(pixels(color)).logits, atol=1e-4)
+        assert seen.features.keys() == apart.keys() == {"features"}
+        np.testing.assert_array_equal(seen.features["features"], apart["features"])
+        assert seen.features["features"].dtype == np.uint8
+
+
+def test_of_an_early_exit_only_what_the_tail_takes_is_kept(make_bundle: MakeBundle) -> None:
+    folder = make_bundle(exit_at="means")
+    change_exit(folder, lambda graph: graph.output.append(onnx.helper.make_empty_tensor_value_info("exact")))
+    (model,) = load(folder)
+    assert len(model.edge.outputs) == 3
+    assert model.run_edge(pixels(SURE)).features.keys() == {"features"}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +94,7 @@ def test_calibration_comes_from_the_bundle(
     make_bundle: MakeBundle, scorer: str, temperature: float, confidence: float
 ) -> None:
     (model,) = load(make_bundle(scorer=scorer, temperature=temperature))
-    assert model.calibrated(model.run_edge(pixels(SURE)))[1] == pytest.approx(confidence, abs=1e-4)
+    assert model.calibrated(model.run_edge(pixels(SURE)).logits)[1] == pytest.approx(confidence, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +119,17 @@ def test_calibration_comes_from_the_bundle(
 def test_defaults_of_a_model(make_bundle: MakeBundle, changes: dict[str, Any], expected: Preferences) -> None:
     (model,) = load(make_bundle(), **changes)
     assert model.defaults == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "cut"),
+    [({}, "means"), ({"mode": "split"}, "means"), ({"mode": "split", "cut": "pixels"}, "pixels")],
+)
+def test_split_is_at_the_early_exit_unless_the_settings_say(
+    make_bundle: MakeBundle, own: dict[str, Any], cut: str
+) -> None:
+    (model,) = load(make_bundle(exit_at="means"), models={"colors": own})
+    assert model.defaults.cut == cut
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,6 @@ AMPLE, SPENT = Budget(0.2, 0.01), Budget(0.01, 0.01)
         (Mode.CASCADE, 0.1, SPENT, True, Decision(Route.EDGE, "budget", degraded=True)),
         (Mode.CASCADE, 0.1, AMPLE, False, Decision(Route.EDGE, "no_cloud", degraded=True)),
         (Mode.CASCADE, 0.1, SPENT, False, Decision(Route.EDGE, "no_cloud", degraded=True)),
-        (Mode.CASCADE, None, AMPLE, True, Decision(Route.INPUT, "low_confidence")),
         (Mode.CLOUD, None, AMPLE, True, Decision(Route.INPUT, "mode")),
         (Mode.CLOUD, 0.9, AMPLE, True, Decision(Route.INPUT, "mode")),
         (Mode.CLOUD, None, SPENT, True, Decision(Route.EDGE, "budget", degraded=True)),
@@ -43,6 +42,11 @@ AMPLE, SPENT = Budget(0.2, 0.01), Budget(0.01, 0.01)
         (Mode.SPLIT, None, AMPLE, True, Decision(Route.FEATURES, "mode")),
         (Mode.SPLIT, None, SPENT, True, Decision(Route.EDGE, "budget", degraded=True)),
         (Mode.SPLIT, None, AMPLE, False, Decision(Route.EDGE, "no_cloud", degraded=True)),
+        (Mode.SPLIT, 0.9, AMPLE, True, Decision(Route.EDGE, "confident")),
+        (Mode.SPLIT, 0.9, SPENT, False, Decision(Route.EDGE, "confident")),
+        (Mode.SPLIT, 0.1, AMPLE, True, Decision(Route.FEATURES, "low_confidence")),
+        (Mode.SPLIT, 0.1, SPENT, True, Decision(Route.EDGE, "budget", degraded=True)),
+        (Mode.SPLIT, 0.1, AMPLE, False, Decision(Route.EDGE, "no_cloud", degraded=True)),
     ],
 )
 def test_decision(
@@ -51,16 +55,18 @@ def test_decision(
     assert decide(mode, confidence, 0.8, budget, has_cloud=has_cloud) == expected
 
 
-@pytest.mark.parametrize(
-    ("confidence", "route"), [(0.799999, Route.INPUT), (0.8, Route.EDGE), (0.800001, Route.EDGE)]
-)
-def test_the_threshold_itself_is_trusted(confidence: float, route: Route) -> None:
-    assert decide(Mode.CASCADE, confidence, 0.8, AMPLE, has_cloud=True).route is route
+@pytest.mark.parametrize("mode", [Mode.CASCADE, Mode.SPLIT])
+@pytest.mark.parametrize(("confidence", "trusted"), [(0.799999, False), (0.8, True), (0.800001, True)])
+def test_the_threshold_itself_is_trusted(mode: Mode, confidence: float, trusted: bool) -> None:
+    decision = decide(mode, confidence, 0.8, AMPLE, has_cloud=True)
+    assert (decision.route is Route.EDGE) == trusted
 
 
-@pytest.mark.parametrize(("threshold", "route"), [(0.0, Route.EDGE), (1.0, Route.INPUT)])
-def test_thresholds_at_the_ends(threshold: float, route: Route) -> None:
-    assert decide(Mode.CASCADE, 0.99, threshold, AMPLE, has_cloud=True).route is route
+@pytest.mark.parametrize("mode", [Mode.CASCADE, Mode.SPLIT])
+@pytest.mark.parametrize(("threshold", "trusted"), [(0.0, True), (1.0, False)])
+def test_thresholds_at_the_ends(mode: Mode, threshold: float, trusted: bool) -> None:
+    decision = decide(mode, 0.99, threshold, AMPLE, has_cloud=True)
+    assert (decision.route is Route.EDGE) == trusted
 
 
 def test_the_cloud_gets_what_the_edge_would_not_need() -> None:
@@ -91,7 +97,10 @@ def test_decisions_hold_together(
     assert not up or (has_cloud and left - reserve >= LEAST_CLOUD_S)
     assert not (up and decision.degraded)
     assert decision.degraded == (decision.reason in {"no_cloud", "budget"})
-    assert (decision.route is Route.FEATURES) <= (mode is Mode.SPLIT)
+    assert not up or (decision.route is Route.FEATURES) == (mode is Mode.SPLIT)
+    sure = confidence is not None and confidence >= threshold
+    assert (decision.reason == "confident") == (sure and mode in (Mode.CASCADE, Mode.SPLIT))
+    assert (decision.reason == "low_confidence") <= (confidence is not None and not sure)
 
 
 def test_every_served_mode_is_accepted_without_a_cut() -> None:
@@ -126,8 +135,18 @@ def test_pairs_that_cannot_be_served(
     assert message in str(caught.value)
 
 
-def test_the_edge_looks_first_where_its_answer_decides() -> None:
-    assert [mode for mode in Mode if edge_first(mode)] == [Mode.EDGE, Mode.CASCADE]
+@pytest.mark.parametrize("exit_cut", [None, "a"])
+def test_the_edge_looks_first_where_its_answer_decides(exit_cut: str | None) -> None:
+    assert [mode for mode in Mode if edge_first(mode, None, exit_cut)] == [Mode.EDGE, Mode.CASCADE]
+
+
+@pytest.mark.parametrize(
+    ("cut", "exit_cut", "first"), [("a", "a", True), ("b", "a", False), ("a", None, False)]
+)
+def test_before_a_split_the_edge_looks_where_it_exits_at_that_cut(
+    cut: str, exit_cut: str | None, first: bool
+) -> None:
+    assert edge_first(Mode.SPLIT, cut, exit_cut) == first
 
 
 def test_what_goes_up() -> None:

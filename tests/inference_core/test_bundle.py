@@ -21,6 +21,7 @@ from inference_core.engine import Engine
 from inference_core.errors import BundleError
 from inference_core.trust import sha256
 from tests.bundles import (
+    EXIT,
     GOLDEN,
     LABELS,
     SURE,
@@ -28,6 +29,8 @@ from tests.bundles import (
     UNSURE,
     UNSURE_AND_RIGHT,
     Color,
+    change_exit,
+    constant,
     edited,
     model_bytes,
     npz_bytes,
@@ -78,6 +81,8 @@ def test_every_file_loads(make_bundle: MakeBundle) -> None:
         {"preprocess": False},
         {"cuts": ()},
         {"cuts": ("means",)},
+        {"exit_at": "pixels"},
+        {"exit_at": "means", "cuts": ("means",), "full_work": 1},
         {"full_work": 2},
         {"model": "other", "version": "2.0-rc1"},
         {"gain": 1.0, "edge_bias": (1, 2, 3), "full_bias": (0, 0, 0)},
@@ -150,6 +155,17 @@ def test_tail_of_head_is_the_full_model(make_bundle: MakeBundle) -> None:
         features = engines[f"head-{cut}.onnx"].run(given)
         assert features["features"].dtype == np.uint8
         np.testing.assert_allclose(engines[f"tail-{cut}.onnx"].run(features)["logits"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("cut", ["pixels", "means"])
+def test_an_early_exit_says_what_the_edge_says_and_feeds_the_tail(make_bundle: MakeBundle, cut: str) -> None:
+    engines = load_all(make_bundle(exit_at=cut))
+    given = {"input": pixels(SURE, UNSURE, UNSURE_AND_RIGHT, SURE_BUT_WRONG)}
+    outputs = engines[EXIT].run(given)
+    assert outputs.keys() == {"logits", "features"}
+    np.testing.assert_allclose(outputs["logits"], engines["edge-fp32.onnx"].run(given)["logits"], atol=1e-4)
+    answers = engines[f"tail-{cut}.onnx"].run({"features": outputs["features"]})["logits"]
+    np.testing.assert_allclose(answers, engines["full.onnx"].run(given)["logits"], atol=1e-4)
 
 
 # ---- the manifest as a file
@@ -382,6 +398,28 @@ def test_a_boundary_is_what_the_manifest_says(
         assert rule.replace("outputs", "inputs") in str(caught.value)
 
 
+def test_an_early_exit_without_its_features(make_bundle: MakeBundle) -> None:
+    folder = make_bundle(exit_at="means")
+    change_exit(folder, lambda graph: graph.output.pop())
+    assert refusal(folder) == f"{EXIT}: outputs ['logits'], the manifest says ['features', 'logits']"
+
+
+def test_an_early_exit_at_another_cut_than_the_manifest_says(make_bundle: MakeBundle) -> None:
+    folder = make_bundle(exit_at="means")
+    with edited(folder) as content:
+        content["variants"][2]["cut"] = "pixels"
+    assert refusal(folder) == (
+        f"{EXIT}: output 'features' is UINT8[-1, 3], the manifest says UINT8[3, 8, 8] behind a batch axis"
+    )
+
+
+def test_features_that_the_manifest_keeps_to_itself_do_no_harm(make_bundle: MakeBundle) -> None:
+    folder = make_bundle(exit_at="means")
+    with edited(folder) as content:
+        del content["variants"][2]["cut"]
+    load_all(folder)
+
+
 # ---- golden inputs and outputs
 
 
@@ -525,6 +563,22 @@ def test_a_tail_without_its_heads_golden_features(make_bundle: MakeBundle) -> No
     bundle = load_bundle(folder)
     with pytest.raises(BundleError, match=r"tail-means\.onnx: input 'features' is missing"):
         engine(bundle, bundle.manifest.cuts[1].tail)
+
+
+def test_an_early_exit_reproduces_its_golden_logits(make_bundle: MakeBundle) -> None:
+    folder = make_bundle(exit_at="means")
+    regolden(folder, lambda arrays: arrays.update({f"{EXIT}:logits": arrays[f"{EXIT}:logits"] * 1.05}))
+    assert refusal(folder) == f"{EXIT}: output 'logits' differs from its golden value"
+
+
+def test_an_early_exit_from_another_training_than_the_tail(make_bundle: MakeBundle) -> None:
+    def coarser(graph: onnx.GraphProto) -> None:
+        (step,) = (tensor for tensor in graph.initializer if tensor.name == "step")
+        step.CopyFrom(constant("step", 2 / 255))
+
+    folder = make_bundle(exit_at="means")
+    change_exit(folder, coarser)
+    assert refusal(folder) == f"{EXIT}: output 'features' differs from its golden value"
 
 
 def test_tolerance_is_relative_to_the_largest_value(make_bundle: MakeBundle) -> None:

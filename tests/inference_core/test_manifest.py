@@ -59,6 +59,84 @@ def test_each_file_takes_and_gives_what_its_place_says(content: dict[str, Any]) 
     assert (manifest.takes(cut.tail), manifest.gives(cut.tail)) == (cut.boundary, (manifest.output,))
 
 
+@pytest.mark.parametrize("cut", ["pixels", "means"])
+def test_an_early_exit_gives_the_features_beside_the_logits(content: dict[str, Any], cut: str) -> None:
+    manifest = Manifest.model_validate(changed(content, "variants.1.cut", cut))
+    plain, exiting = manifest.variants
+    boundary = next(c.boundary for c in manifest.cuts if c.name == cut)
+    assert manifest.edge_variant is exiting
+    assert (manifest.takes(exiting), manifest.gives(exiting)) == (
+        (manifest.input,),
+        (manifest.output, *boundary),
+    )
+    assert manifest.exit_cut(exiting) == manifest.cut(cut)
+    for other in (plain, manifest.full):
+        assert (manifest.gives(other), manifest.exit_cut(other)) == ((manifest.output,), None)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "heads"),
+    [
+        ("variants.1.cut", None, ["pixels", "means"]),
+        ("variants.0.cut", "means", ["pixels", "means"]),
+        ("variants.1.cut", "means", ["pixels"]),
+    ],
+)
+def test_the_edge_runs_the_heads_that_no_exit_of_its_own_stands_for(
+    content: dict[str, Any], path: str, value: str | None, heads: list[str]
+) -> None:
+    manifest = Manifest.model_validate(changed(content, path, value))
+    assert manifest.heads == {cut.name: cut.head for cut in manifest.cuts if cut.name in heads}
+
+
+CERTIFICATE = {
+    "bounds": "risk",
+    "bound": 0.01,
+    "confidence": 0.95,
+    "samples": 1000,
+    "method": "ltt",
+    "digests": [DIGEST],
+}
+
+
+def test_what_was_not_measured_may_be_left_out(content: dict[str, Any]) -> None:
+    manifest = Manifest.model_validate(changed(content, "calibration.certificate", CERTIFICATE))
+    calibration, certificate = manifest.calibration, manifest.calibration.certificate
+    assert certificate is not None
+    assert manifest.reference == "labels"
+    assert {variant.cut for variant in (*manifest.variants, manifest.full)} == {None}
+    assert (calibration.ece, certificate.observed, certificate.escalated) == (None, None, None)
+    assert {(point.agreement, point.risk) for point in calibration.curve} == {(None, None)}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "calibration.ece",
+        "calibration.curve.0.agreement",
+        "calibration.curve.1.risk",
+        "calibration.certificate.observed",
+        "calibration.certificate.escalated",
+    ],
+)
+def test_what_was_measured_is_a_share(content: dict[str, Any], path: str) -> None:
+    certified = changed(content, "calibration.certificate", CERTIFICATE)
+    for share in (0.0, 0.25, 1.0):
+        manifest = Manifest.model_validate(changed(certified, path, share))
+        value: Any = manifest.model_dump()
+        for part in path.split("."):
+            value = value[int(part) if part.isdigit() else part]
+        assert value == share
+        assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+    for bad in (-0.01, 1.01, float("nan"), "much"):
+        with pytest.raises(ValidationError, match=f"(?m)^{path.replace('.', '[.]')}$"):
+            Manifest.model_validate(changed(certified, path, bad))
+
+
+def test_the_reference_may_be_the_full_models_answers(content: dict[str, Any]) -> None:
+    assert Manifest.model_validate(changed(content, "reference", "full")).reference == "full"
+
+
 REQUIRED = [
     "format",
     "model",
@@ -177,6 +255,11 @@ def test_numbers_are_finite(content: dict[str, Any], path: str, bad: float) -> N
         ("variants.0.file", "/etc/passwd", "is not a plain name"),
         ("variants.0.accuracy", 1.01, "accuracy"),
         ("variants.0.latency_ms", 0, "latency_ms"),
+        ("variants.0.cut", "stem", "variant 'fp32' exits at 'stem', which is not a cut"),
+        ("variants.1.cut", "", "variant 'int8' exits at '', which is not a cut"),
+        ("full.cut", "means", "full model 'full' exits at 'means': only variants may"),
+        ("full.cut", "stem", "full model 'full' exits at 'stem': only variants may"),
+        ("reference", "edge", "reference"),
         ("full.file", "sub/full.onnx", "is not a plain name"),
         ("cuts.0.head.file", "..", "is not a plain name"),
         ("cuts.0.tail.file", "", "is not a plain name"),
