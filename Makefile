@@ -3,14 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CODE := protos inference_core edge_node cloud_service toolchain examples deploy tests
+CODE := protos inference_core edge_node cloud_service toolchain examples benchmarks deploy tests
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint format protos lock clean
+.PHONY: help demo test bench-toolchain lint format protos lock clean
 .DEFAULT_GOAL := help
 
 help:  ## say what can be made
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */|/' | awk -F'|' '{printf "make %-16s %s\n", $$1, $$2}'
 
 $(READY): requirements-dev.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, $(PYTHON) is {sys.version.split()[0]}")'
@@ -24,6 +24,9 @@ demo: $(READY)  ## run edge and cloud, play images, stop the cloud in the middle
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest
+
+bench-toolchain: $(READY)  ## measure what the toolchain makes; TANDEM_CIFAR10 names the folder with test.zip
+	$(BIN)/python -m benchmarks.toolchain --out docs/figures-toolchain.md
 
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .

@@ -15,26 +15,28 @@ from inference_core.errors import BundleError, InvalidInput, TandemError
 from toolchain import demo as demonstration
 from toolchain import evaluate as evaluation
 from toolchain import scans as digits
+from toolchain.bundle_commands import FAILED, TERMINATED, bundle_samples
+from toolchain.bundle_commands import app as bundle_app
 from toolchain.device import EdgeFailed
 from toolchain.images import LabelledImage, read_images
 from toolchain.outage import Timing
 from toolchain.playback import Playback, play_back, summary
 from toolchain.processes import ServiceFailed
+from toolchain.samples import Wanted, samples_of
 from toolchain.ticker import Ticker
 
-# Exit statuses; the first two as shells and argument parsers have them.
-FAILED = 1
-WRONG_INPUT = 2
-TERMINATED = 143
+WRONG_INPUT = 2  # the exit status that argument parsers have for it
 
 app = typer.Typer(
-    help="Tandem: edge and cloud answer together. Tools to try it, to play devices and to measure bundles.",
+    help="Tandem: edge and cloud answer together. Tools to make bundles of your own model, to measure them, "
+    "and to play devices.",
     epilog="Exit status: 0 done, 1 something failed or went unanswered, 2 wrong arguments, images or bundle.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+app.add_typer(bundle_app)
 
 Data = Annotated[
     Path | None,
@@ -145,15 +147,21 @@ def evaluate(
     data: Data = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="images used at most, spread evenly over all", show_default=False),
+        typer.Option(min=1, help="samples used at most, drawn from all", show_default=False),
     ] = None,
 ) -> None:
-    """Measure a bundle on labelled images: accuracy, milliseconds, bytes, escalated share, every cut.
+    """Measure a bundle: accuracy, milliseconds, bytes, escalated share, every cut.
 
-    No service is started: the bundle's files run here, on one thread.
+    No service is started: the bundle's files run here, on one thread. Data may also be images without
+    labels or an .npz, as for prepare.
     """
     served = load_bundle(bundle)
-    Console().print(evaluation.render(evaluation.evaluate_bundle(served, _images(served, data, limit))))
+    if data is None:
+        wanted = Wanted(served.manifest.input, len(served.manifest.labels), served.manifest.preprocess)
+        samples = samples_of(_images(served, None, limit), wanted, served.manifest.labels)
+    else:
+        samples = bundle_samples(served.manifest, data, limit=limit)
+    Console().print(evaluation.render(evaluation.evaluate_bundle(served, samples)))
 
 
 @app.command()

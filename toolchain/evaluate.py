@@ -1,10 +1,8 @@
-"""What models get right, how long they take, and what a pair of them gains: measured, not estimated."""
+"""What a bundle gets right, how long it takes, and what its pair gains: measured, not estimated."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,26 +11,16 @@ from rich.table import Table
 from inference_core.bundle import Bundle
 from inference_core.confidence import score, softmax
 from inference_core.engine import Engine
-from inference_core.errors import InvalidInput, ModelError
+from inference_core.errors import InvalidInput
 from inference_core.manifest import Calibration, Cut, File
 from inference_core.tensors import Tensors
-from toolchain.images import Examples, LabelledImage, as_examples
-from toolchain.progress import track
-
-Logits = NDArray[np.float32]
-Classes = NDArray[np.int64]
-
-CPU = ("CPUExecutionProvider",)
-_CHUNK = 100  # samples in one run
-_WARM_UP = 2  # turns that are not counted
-_ROUNDS = 30
-_BURST = 10  # counted calls of each model in a turn
-_TIMING_S = 20.0  # no further round is started after this
+from toolchain.runs import CPU, Classes, Logits, accuracy, agreement, latencies, run
+from toolchain.samples import Samples
 
 
 @dataclass(frozen=True)
 class ModelFigures:
-    """One ONNX file: accuracy on the images, median milliseconds of one sample, size in bytes."""
+    """One ONNX file: accuracy on the samples, median milliseconds of one sample, size in bytes."""
 
     accuracy: float
     ms: float
@@ -51,21 +39,23 @@ class CutFigures:
 
 @dataclass(frozen=True)
 class Figures:
-    """A bundle on `samples` labelled images; every share is of those.
+    """A bundle on so many `samples`; every share is of those.
 
-    Milliseconds are medians of one sample on one thread, with all models taking turns, so that their
-    ratios hold on a busy machine too. `edge` names the variant that answers in the cascade;
-    `image_bytes` is the mean size of an encoded image: what escalating the input sends.
+    `reference` says what was right: the labels, or the full model's answers. Milliseconds are medians of
+    one sample on one thread, with all models taking turns, so that their ratios hold on a busy machine
+    too. `edge` names the variant that answers in the cascade; `input_bytes` is what escalating the input
+    sends: the mean size of an encoded image, or the size of the tensor.
     """
 
     samples: int
+    reference: Literal["labels", "full"]
     full: ModelFigures
     variants: Mapping[str, ModelFigures]
     edge: str
     threshold: float
     escalated: float
     cascade_accuracy: float
-    image_bytes: float
+    input_bytes: float
     cuts: Mapping[str, CutFigures]
 
     @property
@@ -83,72 +73,39 @@ class Figures:
         return {**asdict(self), "speedup": self.speedup}
 
 
-def evaluate_bundle(bundle: Bundle, images: Sequence[LabelledImage]) -> Figures:
-    """`bundle`, as its files stand, on labelled `images`.
+def evaluate_bundle(bundle: Bundle, samples: Samples) -> Figures:
+    """`bundle`, as its files stand, on `samples`; without labels, the full model's answers are right.
 
-    Raises `BundleError` for a file that is not as the manifest says, and `InvalidInput` for a bundle that
-    takes no images, for no images, and for labels that the bundle does not know.
+    Raises `BundleError` for a file that is not as the manifest says, and `InvalidInput` for no samples.
     """
+    if not len(samples):
+        raise InvalidInput("there is nothing to measure on")
     manifest = bundle.manifest
-    if manifest.preprocess is None:
-        raise InvalidInput(f"{manifest.model}: takes tensors, so it cannot be measured on images")
-    examples = as_examples(images, manifest.preprocess, manifest.labels)
-    runs = _run_all(bundle, examples)
+    runs = _run_all(bundle, samples.inputs)
     full, edge = runs[manifest.full.file].logits, runs[manifest.edge_variant.file].logits
+    classes = full.argmax(axis=1) if samples.classes is None else samples.classes
     answers, escalated = cascade(edge, full, manifest.calibration)
 
     def figures(file: File) -> ModelFigures:
         measured = runs[file.file]
-        return ModelFigures(accuracy(measured.logits, examples.classes), measured.ms, file.bytes)
+        return ModelFigures(accuracy(measured.logits, classes), measured.ms, file.bytes)
 
     def cut_figures(cut: Cut) -> CutFigures:
         head, tail = runs[cut.head.file], runs[cut.tail.file]
         return CutFigures(agreement(tail.logits, full), cut.bytes, head.ms, tail.ms)
 
     return Figures(
-        samples=len(examples),
+        samples=len(samples),
+        reference="full" if samples.classes is None else "labels",
         full=figures(manifest.full),
         variants={variant.name: figures(variant) for variant in manifest.variants},
         edge=manifest.edge,
         threshold=manifest.calibration.threshold,
         escalated=float(escalated.mean()),
-        cascade_accuracy=float((answers == examples.classes).mean()),
-        image_bytes=examples.image_bytes,
+        cascade_accuracy=float((answers == classes).mean()),
+        input_bytes=samples.encoded_bytes or manifest.input.bytes,
         cuts={cut.name: cut_figures(cut) for cut in manifest.cuts},
     )
-
-
-def run(engine: Engine, inputs: Mapping[str, NDArray[Any]], what: str = "running a model") -> Tensors:
-    """All outputs of `engine` for `inputs`, arrays of n rows each, taken a chunk at a time."""
-    rows = len(next(iter(inputs.values())))
-    chunks = [
-        engine.run({name: array[at : at + _CHUNK] for name, array in inputs.items()})
-        for at in track(range(0, rows, _CHUNK), what)
-    ]
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-
-
-def run_model(model: bytes, samples: NDArray[Any]) -> NDArray[Any]:
-    """The one output of `model`, the bytes of an ONNX file with one input, for `samples`.
-
-    Raises `ModelError` when there are more inputs or outputs than one.
-    """
-    engine = Engine(model, name="model")
-    if len(engine.inputs) != 1 or len(engine.outputs) != 1:
-        raise ModelError(
-            f"the model has {len(engine.inputs)} inputs and {len(engine.outputs)} outputs, not 1"
-        )
-    return run(engine, {engine.inputs[0].name: samples})[engine.outputs[0].name]
-
-
-def accuracy(logits: Logits, classes: Classes) -> float:
-    """The share of rows of `logits` `[n, classes]` whose largest entry is at `classes` `[n]`."""
-    return float((logits.argmax(axis=1) == classes).mean())
-
-
-def agreement(logits: Logits, others: Logits) -> float:
-    """The share of rows on which both `[n, classes]` name the same class."""
-    return accuracy(logits, others.argmax(axis=1))
 
 
 def cascade(edge: Logits, full: Logits, rule: Calibration) -> tuple[Classes, NDArray[np.bool_]]:
@@ -160,31 +117,12 @@ def cascade(edge: Logits, full: Logits, rule: Calibration) -> tuple[Classes, NDA
     return np.where(escalated, full.argmax(axis=1), edge.argmax(axis=1)), escalated
 
 
-def latencies(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """The median duration of each call in milliseconds.
-
-    They take turns in bursts: so all meet the same load, and each finds its weights in the cache, as in a
-    service that runs one model over and over. The first call of a burst only brings them there.
-    """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    deadline = time.monotonic() + _TIMING_S
-    for turn in track(range(_WARM_UP + _ROUNDS), "timing"):
-        for name, call in calls.items():
-            call()
-            for _ in range(_BURST):
-                start = time.perf_counter()
-                call()
-                if turn >= _WARM_UP:
-                    times[name].append(time.perf_counter() - start)
-        if turn > 2 * _WARM_UP and time.monotonic() > deadline:
-            break
-    return {name: round(median(values) * 1000, 4) for name, values in times.items()}
-
-
 def render(figures: Figures) -> Table:
     """`figures` as a table for a terminal."""
-    table = Table(title=f"Measured on {figures.samples} images", title_justify="left")
-    for column in ("", "accuracy", "median ms", "bytes"):
+    labelled = figures.reference == "labels"
+    title = f"Measured on {figures.samples} samples" + ("" if labelled else ", against the full model")
+    table = Table(title=title, title_justify="left")
+    for column in ("", "accuracy" if labelled else "agreement", "median ms", "bytes"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row("full model", *_row(figures.full))
     for name, variant in figures.variants.items():
@@ -195,7 +133,7 @@ def render(figures: Figures) -> Table:
         f"cascade, threshold {figures.threshold:.3f}",
         f"{figures.cascade_accuracy:.2%}",
         f"{figures.escalated:.1%} escalated",
-        f"{figures.image_bytes:,.0f} per image",
+        f"{figures.input_bytes:,.0f} an input",
     )
     for name, cut in figures.cuts.items():
         table.add_row(
@@ -220,10 +158,10 @@ class _Run:
     ms: float
 
 
-def _run_all(bundle: Bundle, examples: Examples) -> dict[str, _Run]:
+def _run_all(bundle: Bundle, inputs: NDArray[Any]) -> dict[str, _Run]:
     """Every ONNX file of `bundle`, by its name; tails are fed what their heads answer."""
     manifest = bundle.manifest
-    start: Tensors = {manifest.input.name: examples.inputs}
+    start: Tensors = {manifest.input.name: inputs}
     feeds = {file.file: start for file in (manifest.full, *manifest.variants)}
     engines = {file.file: _engine(bundle, file) for file in (manifest.full, *manifest.variants)}
     for cut in manifest.cuts:
@@ -237,7 +175,7 @@ def _run_all(bundle: Bundle, examples: Examples) -> dict[str, _Run]:
     none = np.empty((0, len(manifest.labels)), np.float32)
     return {
         name: _Run(
-            none if name in heads else run(engines[name], feed, name)[manifest.output.name], times[name]
+            none if name in heads else run(engines[name], feed, name)[manifest.output.name], times[name].p50
         )
         for name, feed in feeds.items()
     }

@@ -2,12 +2,14 @@
 
 import io
 import json
+import os
 import tempfile
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +21,13 @@ from inference_core.engine import Engine
 from inference_core.errors import BundleError, InvalidInput, ModelError
 from inference_core.manifest import FORMAT, Calibration, Cut, File, Golden, Manifest, TensorInfo, Variant
 from inference_core.preprocess import Preprocess
-from inference_core.tensors import Tensors
-from toolchain.evaluate import CPU, Figures
+from inference_core.tensors import DATATYPES, Tensors
 from toolchain.progress import track
+from toolchain.runs import CPU
 
 GOLDEN = "golden.npz"
 REPORT = "report.json"
+PAGE = "report.html"
 GOLDEN_SAMPLES = 4
 TOLERANCE = 0.05
 FEATURE_STEPS = 2
@@ -34,19 +37,28 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip entry's time, which would otherwise be n
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """One ONNX file and the precision of its arithmetic or, for `fp16`, of its stored weights."""
+    """One ONNX file, the precision of its arithmetic or, for `fp16`, of its stored weights, and its figures.
+
+    `cut` names the cut whose features an early exit gives beside the logits.
+    """
 
     data: bytes
     precision: str
+    accuracy: float | None = None
+    latency_ms: float | None = None
+    cut: str | None = None
 
 
 @dataclass(frozen=True)
 class CutPieces:
-    """The halves of a cut as ONNX files, and what passes between them."""
+    """The halves of a cut as ONNX files, what passes between them, and what was measured of them."""
 
     head: bytes
     tail: bytes
-    boundary: TensorInfo
+    boundary: tuple[TensorInfo, ...]
+    agreement: float | None = None
+    head_ms: float | None = None
+    tail_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,7 @@ class Pieces:
     """All that goes into a bundle. `edge` is the key of the variant that the edge serves.
 
     `input_range` is the lowest and highest value of an input, for golden inputs that look like real ones.
-    `figures` are what was measured of a bundle with these very pieces, if that has happened yet.
+    `report` is what `report.json` says, `page` what `report.html` is; without it there is none.
     """
 
     model: str
@@ -64,13 +76,14 @@ class Pieces:
     input_range: tuple[float, float]
     preprocess: Preprocess | None
     labels: tuple[str, ...]
+    reference: Literal["labels", "full"]
     full: OnnxFile
     variants: Mapping[str, OnnxFile]
     edge: str
     cuts: Mapping[str, CutPieces]
     calibration: Calibration
-    figures: Figures | None = None
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    report: Mapping[str, Any]
+    page: str = ""
 
 
 def package(pieces: Pieces, folder: Path, *, replace: bool = False) -> Bundle:
@@ -80,13 +93,13 @@ def package(pieces: Pieces, folder: Path, *, replace: bool = False) -> Bundle:
     files answer here. Their tolerance is `TOLERANCE` of the largest logit and `FEATURE_STEPS` steps of
     a feature. Another x86-64 CPU (AVX2 only) was within 1e-6 and 0 of them; that leaves room for other
     architectures and for providers with shorter floats, while an INT8 model that saturates is 0.2 off
-    and another network more than 1. Raises `BundleError`, leaving what was there, when `folder` exists
-    and is not to be replaced, and when the pieces do not make a valid bundle.
+    and another network more than 1. Raises what `check_free` does, and `BundleError` when the pieces do
+    not make a valid bundle or it cannot be written; what was there is left then.
     """
     check_free(folder, replace=replace)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
-        made = Path(beside) / "new"
+    folder = folder.resolve()
+    with _parents(folder.parent), _beside(folder) as beside:
+        made = beside / "new"
         made.mkdir()
         try:
             _write(pieces, made)
@@ -96,37 +109,85 @@ def package(pieces: Pieces, folder: Path, *, replace: bool = False) -> Bundle:
             raise BundleError(f"{folder}: {where}: {first['msg']}") from error
         except (InvalidInput, ModelError) as error:
             raise BundleError(f"{folder}: {error}") from error
+        except OSError as error:
+            raise BundleError(f"{folder}: cannot be written ({error.strerror})") from error
         _load_all(load_bundle(made))
-        _move(made, folder, Path(beside) / "old")
+        _move(made, folder, beside / "old")
     return load_bundle(folder)
 
 
 def check_free(folder: Path, *, replace: bool) -> None:
-    """Raise `BundleError` when `folder` exists and is not to be replaced."""
+    """Raise `BundleError` unless the bundle `folder` can be made.
+
+    That is when it exists and is not to be replaced, when it is to be replaced and is no bundle (for
+    that is somebody's), and when there is no folder to make it in, or not for this user.
+    """
+    folder = folder.resolve()
     if folder.exists() and not replace:
-        raise BundleError(f"{folder}: exists already; say that it is to be replaced, or name another")
+        raise BundleError(f"{folder}: exists already; say --replace if it is to be replaced, or name another")
+    if folder.exists() and not (folder / MANIFEST).is_file() and not _is_empty(folder):
+        raise BundleError(f"{folder}: is no bundle, so it is not replaced; name another")
+    above = next(path for path in folder.parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise BundleError(f"{folder}: {above} is no folder that this user may write in")
 
 
-def golden_inputs(shape: tuple[int, ...], low: float, high: float) -> NDArray[np.float32]:
-    """`GOLDEN_SAMPLES` seeded samples of `shape`, smooth as pictures are, from `low` to `high`."""
-    noise = np.random.default_rng(_SEED).random((GOLDEN_SAMPLES, *shape))
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def golden_inputs(info: TensorInfo, low: float, high: float) -> NDArray[Any]:
+    """`GOLDEN_SAMPLES` seeded samples of `info`, from `low` to `high`.
+
+    Real numbers are smooth, as pictures and signals are; whole ones are drawn one by one, as ids are.
+    """
+    dtype = DATATYPES[info.datatype]
+    rng = np.random.default_rng(_SEED)
+    if dtype.kind in "iu":
+        return np.asarray(rng.integers(int(low), int(high) + 1, (GOLDEN_SAMPLES, *info.shape)), dtype)
+    noise = rng.random((GOLDEN_SAMPLES, *info.shape))
     for axis in range(max(1, noise.ndim - 2), noise.ndim):
         noise = (np.roll(noise, 1, axis) + 2 * noise + np.roll(noise, -1, axis)) / 4
     axes = tuple(range(1, noise.ndim))
     least, most = noise.min(axis=axes, keepdims=True), noise.max(axis=axes, keepdims=True)
     spread = (noise - least) / np.maximum(most - least, 1e-9)
-    return np.asarray(low + spread * (high - low), np.float32)
+    return np.asarray(low + spread * (high - low), dtype)
 
 
 def _move(made: Path, folder: Path, old: Path) -> None:
     """Put `made` in the place of `folder`, and what was there into `old`."""
-    if folder.exists():
-        folder.rename(old)
     try:
+        if folder.exists():
+            folder.rename(old)
         made.rename(folder)
-    except OSError:
-        if old.exists():
+    except BaseException:  # a signal between the two, too
+        if old.exists() and not folder.exists():
             old.rename(folder)
+        raise
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A temporary folder on the same disk as `folder`."""
+    try:
+        temporary = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
+    except OSError as error:
+        raise BundleError(f"{folder}: cannot be written ({error.strerror})") from error
+    with temporary as name:
+        yield Path(name)
+
+
+@contextmanager
+def _parents(folder: Path) -> Iterator[None]:
+    """`folder` and those above it are made; those that were not there are removed again on an error."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):  # someone else put something there
+                path.rmdir()
         raise
 
 
@@ -140,31 +201,24 @@ def _write(pieces: Pieces, folder: Path) -> None:
         (folder / trust.check_file_name(name)).write_bytes(data)
     manifest = _manifest(pieces, {name: _file(name, data) for name, data in files.items()})
     _write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
-    report = {**pieces.notes, "figures": pieces.figures.as_json() if pieces.figures else None}
-    _write_json(folder / REPORT, report)
+    _write_json(folder / REPORT, pieces.report)
+    if pieces.page:
+        (folder / PAGE).write_text(pieces.page, encoding="utf-8")
 
 
 def _manifest(pieces: Pieces, files: Mapping[str, File]) -> Manifest:
-    figures = pieces.figures
-    edges = tuple(
-        _variant(name, variant.precision, files[f"edge.{name}.onnx"], figures)
-        for name, variant in pieces.variants.items()
-    )
-    cuts = []
-    for name, cut in pieces.cuts.items():
-        measured = figures.cuts[name] if figures else None
-        cuts.append(
-            Cut(
-                name=name,
-                head=files[f"head.{name}.onnx"],
-                tail=files[f"tail.{name}.onnx"],
-                boundary=(cut.boundary,),
-                agreement=measured.agreement if measured else None,
-                head_ms=measured.head_ms if measured else None,
-                tail_ms=measured.tail_ms if measured else None,
-            )
+    cuts = tuple(
+        Cut(
+            name=name,
+            head=files[f"head.{name}.onnx"],
+            tail=files[f"tail.{name}.onnx"],
+            boundary=cut.boundary,
+            agreement=cut.agreement,
+            head_ms=cut.head_ms,
+            tail_ms=cut.tail_ms,
         )
-    golden = files[GOLDEN].model_dump()
+        for name, cut in pieces.cuts.items()
+    )
     return Manifest(
         format=FORMAT,
         model=pieces.model,
@@ -174,26 +228,27 @@ def _manifest(pieces: Pieces, files: Mapping[str, File]) -> Manifest:
         output=pieces.output,
         preprocess=pieces.preprocess,
         labels=pieces.labels,
+        reference=pieces.reference,
         edge=pieces.edge,
-        variants=edges,
-        full=_variant("full", pieces.full.precision, files["full.onnx"], figures),
-        cuts=tuple(cuts),
+        variants=tuple(
+            _variant(name, variant, files[f"edge.{name}.onnx"]) for name, variant in pieces.variants.items()
+        ),
+        full=_variant("full", pieces.full, files["full.onnx"]),
+        cuts=cuts,
         calibration=pieces.calibration,
-        golden=Golden(**golden, tolerance=TOLERANCE, feature_steps=FEATURE_STEPS),
+        golden=Golden(**files[GOLDEN].model_dump(), tolerance=TOLERANCE, feature_steps=FEATURE_STEPS),
     )
 
 
-def _variant(name: str, precision: str, file: File, figures: Figures | None) -> Variant:
-    measured = None
-    if figures:
-        measured = figures.full if name == "full" else figures.variants[name]
+def _variant(name: str, model: OnnxFile, file: File) -> Variant:
     return Variant.model_validate(
         {
             **file.model_dump(),
             "name": name,
-            "precision": precision,
-            "accuracy": measured.accuracy if measured else None,
-            "latency_ms": measured.ms if measured else None,
+            "precision": model.precision,
+            "accuracy": model.accuracy,
+            "latency_ms": model.latency_ms,
+            "cut": model.cut,
         }
     )
 
@@ -204,12 +259,12 @@ def _file(name: str, data: bytes) -> File:
 
 def _golden(pieces: Pieces, files: Mapping[str, bytes]) -> bytes:
     """The `.npz` archive: `input` and, for each file, `<file>:<output>`."""
-    inputs = golden_inputs(pieces.input.shape, *pieces.input_range)
+    inputs = golden_inputs(pieces.input, *pieces.input_range)
     arrays: dict[str, NDArray[Any]] = {"input": inputs}
     heads = {f"tail.{name}.onnx": f"head.{name}.onnx" for name in pieces.cuts}
     answers: dict[str, Tensors] = {}
     for name, data in track(files.items(), "golden outputs"):
-        fed = answers[heads[name]] if name in heads else {pieces.input.name: inputs}
+        fed: Tensors = answers[heads[name]] if name in heads else {pieces.input.name: inputs}
         answers[name] = Engine(data, name=name, providers=CPU).run(fed)
         arrays |= {f"{name}:{output}": array for output, array in answers[name].items()}
     return _npz(arrays)

@@ -1,121 +1,223 @@
-"""From two trained networks and labelled images to a bundle: each stage in turn, then measured."""
+"""From one full ONNX model and data to a certified bundle: each stage in turn, each in its own module.
 
-import platform
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+Check, quantize, cut, grow exits, choose what the edge serves, calibrate, certify, measure, package. The
+same recipe gives the same bundle, timings and memory aside.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from inference_core.bundle import Bundle
-from inference_core.engine import Engine, TensorSpec
-from inference_core.errors import ModelError
-from inference_core.manifest import TensorInfo
-from inference_core.preprocess import Preprocess
-from toolchain.calibrate import Target, calibrate
-from toolchain.evaluate import Figures, evaluate_bundle, run_model
-from toolchain.images import LabelledImage, as_examples
-from toolchain.package import CutPieces, OnnxFile, Pieces, check_free, package
-from toolchain.quantize import half_weights, quantize
-from toolchain.split import split
+from inference_core.errors import InvalidInput, ModelError
+from toolchain.calibrate import Calibrated, calibrate, confidences, losses
+from toolchain.certify import (
+    USEFUL_SHARE,
+    Certified,
+    candidates,
+    certifiable_risk,
+    certify_escalation,
+    certify_gap,
+    samples_needed,
+    smallest_gap,
+)
+from toolchain.cuts import Place, Surveyed, best, find_places, survey
+from toolchain.forms import Forms, Judge, is_faster, make_forms
+from toolchain.graph import Graph, align
+from toolchain.measure import Made, measure
+from toolchain.package import check_free, package
+from toolchain.pair import LEAST_ANSWERED, MOST_HEAD, Edge, Kept, Part, grow_exits, serve_form
+from toolchain.parts import partition
+from toolchain.recipe import Exits, Recipe, Targets
+from toolchain.report import ExitRow, Report
+from toolchain.runs import run_model
+from toolchain.samples import Samples
+from toolchain.split import Split, split
+from toolchain.storage import half_weights
 
-MIN_AGREEMENT = 0.995  # of a cut with the full model, on the test images
-_RANGE_SAMPLES = 256  # from which activation ranges are taken
+_RANGE_SAMPLES = 256  # at most, from which activation ranges are taken
+_RANGE_ELEMENTS = 1 << 23  # of all their inputs together
+_CHOICE_SAMPLES = 1000  # of a part, at most, on which forms and cuts are chosen
+_SAFETY = 0.002  # of agreement, on top of what a cut must keep, so that unseen samples keep it too
+_SHOWN = 20  # places that a refusal names
+_THREADS = os.cpu_count() or 1
+_log = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What a bundle is made from.
+class Prepared:
+    """The bundle, and what was measured while it was made."""
 
-    `full` and `edge` are FP32 ONNX files with the same input and output; `cuts` are tensors of `full` by
-    the cut's name. `calibration` chooses ranges and the threshold, `test` only measures. With `half`
-    all weights that are FP32 are stored as FP16; arithmetic stays FP32.
-    """
-
-    model: str
-    version: str
-    preprocess: Preprocess
-    labels: tuple[str, ...]
-    full: bytes
-    edge: bytes
-    cuts: Mapping[str, str]
-    calibration: Sequence[LabelledImage]
-    test: Sequence[LabelledImage]
-    half: bool = False
-    target: Target = field(default_factory=Target)
+    bundle: Bundle
+    report: Report
 
 
-def prepare(recipe: Recipe, folder: Path, *, replace_folder: bool = False) -> tuple[Bundle, Figures]:
-    """Quantize, split, calibrate, package and measure `recipe` into the bundle `folder`.
+def prepare(recipe: Recipe, folder: Path, *, replace_folder: bool = False, say: Say = _log.info) -> Prepared:
+    """Make the bundle `folder` from `recipe`; `say` is told each stage in one line.
 
-    Returns the bundle, and what was measured of it on the test images. Raises `ModelError` when a model
-    cannot be used or a cut agrees with the full model on less than `MIN_AGREEMENT` of the test images,
-    `InvalidInput` for images that do not fit, and `BundleError` when `folder` exists and is not to be
-    replaced.
+    Raises `ModelError` when the models do not fit together or a cut that was asked for changes too many
+    answers, `InvalidInput` for data that does not fit or a gap that no threshold can keep, and
+    `BundleError` when `folder` exists and is not to be replaced. Nothing is left behind then.
     """
     check_free(folder, replace=replace_folder)  # now, and not after minutes of work
-    examples = as_examples(recipe.calibration, recipe.preprocess, recipe.labels)
-    chosen = np.linspace(0, len(examples) - 1, min(_RANGE_SAMPLES, len(examples))).astype(np.int64)
-    samples = examples.inputs[chosen]
-    full = _stored(recipe.full, recipe.half)
-    edge = quantize(recipe.edge, samples, examples.inputs)
-    calibration = calibrate(
-        run_model(edge, examples.inputs),
-        run_model(full, examples.inputs),
-        examples.classes,
-        recipe.target,
+    graph = recipe.full
+    say(f"checked: {graph.parameters:,} parameters, " + "; ".join((f"opset {graph.opset}", *graph.notes)))
+    parts = partition(recipe.samples, recipe.seed, test=recipe.test)
+    _check_enough(len(parts.certification), recipe.targets)
+    places = _find_places(recipe, parts.calibration)
+    stored = half_weights(graph.data) if recipe.half else graph.data
+    calibration, certification, test = (
+        _answer(stored, part) for part in (parts.calibration, parts.certification, parts.test)
     )
-    plain = "fp16" if recipe.half else "fp32"
-    source = Engine(full, name="full")
-    pieces = Pieces(
-        model=recipe.model,
-        version=recipe.version,
-        input=_tensor_info(source.inputs[0]),
-        output=_tensor_info(source.outputs[0]),
-        input_range=(float(samples.min()), float(samples.max())),
-        preprocess=recipe.preprocess,
-        labels=recipe.labels,
-        full=OnnxFile(full, plain),
-        variants={"int8": OnnxFile(edge, "int8"), plain: OnnxFile(_stored(recipe.edge, recipe.half), plain)},
-        edge="int8",
-        cuts=_cut_all(recipe, samples, examples.inputs),
-        calibration=calibration,
-        notes={"onnxruntime": onnxruntime.__version__, "machine": platform.machine()},
+    say(f"parted: {len(calibration)} to calibrate, {len(certification)} to certify, {len(test)} to test")
+    forms = _make_forms(recipe, graph, calibration, test, say)
+    surveyed, kept = _make_cuts(recipe, graph, calibration, places, say)
+    edge, exits = _choose_edge(recipe, graph, forms, kept, calibration, len(certification))
+    say(f"chosen: the edge serves {edge.form.name}, {edge.form.method}")
+    calibrated, certified = _certify(recipe, graph, edge, calibration, certification)
+    say(
+        f"certified: {certified.bounds} <= {certified.bound:.2%} at {certified.confidence:.0%} confidence; "
+        f"threshold {certified.threshold:.4f}, {certified.escalated:.1%} escalated"
     )
-    figures = _measure(pieces, recipe.test)
-    return package(replace(pieces, figures=figures), folder, replace=replace_folder), figures
+    made = Made(graph, stored, forms, tuple(surveyed), kept, edge, exits, calibrated, certified)
+    pieces, report = measure(recipe, made, certification, test, parts)
+    return Prepared(package(pieces, folder, replace=replace_folder), report)
 
 
-def _cut_all(
-    recipe: Recipe, samples: NDArray[np.float32], held_out: NDArray[np.float32]
-) -> dict[str, CutPieces]:
-    cuts = {}
-    for name, tensor in recipe.cuts.items():
-        halves = split(recipe.full, tensor, samples, held_out)
-        head, tail = _stored(halves.head, recipe.half), _stored(halves.tail, recipe.half)
-        cuts[name] = CutPieces(head, tail, halves.boundary)
-    return cuts
+def _check_enough(samples: int, targets: Targets) -> None:
+    """Raise `InvalidInput` when so many certification samples cannot do, whatever they show."""
+    needed = samples_needed(targets.bound, targets.confidence)
+    if samples < needed:
+        what = "gap" if targets.budget is None else "budget"
+        raise InvalidInput(
+            f"a {what} of {targets.bound:g} cannot be certified at confidence {targets.confidence:g}: that "
+            f"takes at least {needed} certification samples, and the data has {samples}, which can certify "
+            f"{math.ceil(1000 * smallest_gap(samples, targets.confidence)) / 1000:g} at best"
+        )
 
 
-def _stored(model: bytes, half: bool) -> bytes:
-    return half_weights(model) if half else model
+def _answer(model: bytes, samples: Samples) -> Part:
+    """`samples` with the answers of the full model, which are right where there are no labels."""
+    logits = run_model(model, samples.inputs, _THREADS)
+    classes = logits.argmax(axis=1) if samples.classes is None else samples.classes
+    return Part(samples.inputs, classes, logits)
 
 
-def _measure(pieces: Pieces, images: Sequence[LabelledImage]) -> Figures:
-    """The figures of a bundle made from `pieces`."""
-    with tempfile.TemporaryDirectory() as folder:
-        figures = evaluate_bundle(package(pieces, Path(folder) / pieces.model), images)
-    for name, cut in figures.cuts.items():
-        if cut.agreement < MIN_AGREEMENT:
+def _make_forms(recipe: Recipe, graph: Graph, calibration: Part, test: Part, say: Say) -> Forms:
+    """The forms of the model that the edge may serve as it is."""
+    model = graph.data if recipe.edge is None else align(recipe.edge, graph).data
+    judged = [(part.inputs[:_CHOICE_SAMPLES], part.classes[:_CHOICE_SAMPLES]) for part in (calibration, test)]
+    judge = Judge(model, judged, recipe.targets.max_loss)
+    forms = make_forms(model, _for_ranges(calibration), judge)
+    for form in forms.forms.values():
+        verdict = f"refused: {form.refused}" if form.refused else f"loses {100 * form.loss:.2f} points"
+        say(f"quantized: {form.name}, {form.method}, {len(form.data):,} bytes, {verdict}")
+    return forms
+
+
+def _find_places(recipe: Recipe, calibration: Samples) -> list[Place]:
+    """Every place to cut at, if all that were asked for are among them."""
+    places = find_places(recipe.full.data, calibration.inputs[:1], all_sizes=recipe.cuts is not None)
+    for name, tensors in (recipe.cuts or {}).items():
+        _place(places, name, tensors)
+    return places
+
+
+def _make_cuts(
+    recipe: Recipe, graph: Graph, calibration: Part, places: list[Place], say: Say
+) -> tuple[list[Surveyed], dict[str, Kept]]:
+    """Every place to cut at, and those whose halves are kept: the ones asked for, or the best."""
+    surveyed = survey(graph.data, places, calibration.inputs)
+    wanted = {one.place.name: one.place for one in best(surveyed)}
+    if recipe.cuts is not None:
+        wanted = {name: _place(places, name, tensors) for name, tensors in recipe.cuts.items()}
+    least = 1 - recipe.targets.max_change
+    kept: dict[str, Kept] = {}
+    for name, place in wanted.items():
+        halves = split(
+            graph.data, place.tensors, _for_ranges(calibration), calibration.inputs, least + _SAFETY
+        )
+        if halves.agreement >= least:
+            kept[name] = Kept(_halved(halves) if recipe.half else halves, place)
+        elif recipe.cuts is not None:
             raise ModelError(
-                f"cut {name!r} agrees with the full model on {cut.agreement:.2%} of the test images, "
-                f"the limit is {MIN_AGREEMENT:.2%}"
+                f"cut {name!r} agrees with the full model on {halves.agreement:.2%} of the samples, "
+                f"the limit is {least:.2%}"
             )
-    return figures
+    say(f"cut: {len(surveyed)} places, kept {', '.join(kept) or 'none'}")
+    return surveyed, kept
 
 
-def _tensor_info(spec: TensorSpec) -> TensorInfo:
-    return TensorInfo(name=spec.name, datatype=spec.datatype, shape=spec.shape[1:])
+def _halved(halves: Split) -> Split:
+    """Weights in 16 bits: before exits are grown, which have to give the same features as the head."""
+    return replace(halves, head=half_weights(halves.head), tail=half_weights(halves.tail))
+
+
+def _place(places: list[Place], name: str, tensors: tuple[str, ...]) -> Place:
+    found = next((place for place in places if set(place.tensors) == set(tensors)), None)
+    if found is None:
+        shown = ["+".join(place.tensors) for place in places[:_SHOWN]]
+        known = "; ".join([*shown, "..."] if len(places) > _SHOWN else shown) or "nothing"
+        raise ModelError(f"cut {name!r}: the model cannot be cut at {'+'.join(tensors)}, only at: {known}")
+    return found
+
+
+def _choose_edge(
+    recipe: Recipe, graph: Graph, forms: Forms, kept: dict[str, Kept], calibration: Part, certified_on: int
+) -> tuple[Edge, tuple[ExitRow, ...]]:
+    """An early exit where one is faster than the best form and there is no edge model, else that form."""
+    served = serve_form(forms, calibration, graph.output.name)
+    if recipe.edge is not None or recipe.exits is Exits.NEVER:
+        return served, ()
+    targets = recipe.targets
+    risk = certifiable_risk(targets.gap, certified_on, targets.confidence)
+    insist = recipe.exits is Exits.ALWAYS
+    least = USEFUL_SHARE if insist else LEAST_ANSWERED
+    best_exit, rows = grow_exits(kept, graph, calibration, risk, least=least)
+    if best_exit is None and insist:
+        seen = "; ".join(f"{row.cut} answers {row.answered:.0%}" for row in rows)
+        raise ModelError(
+            f"no early exit answers {least:.0%} of the samples with a gap of {targets.gap:.2%}"
+            f" from at most {MOST_HEAD:.0%} of the work: {seen or 'there is no cut to exit at'}"
+        )
+    wanted = best_exit is not None and (
+        insist or is_faster(best_exit.form, served.form, calibration.inputs[:1])
+    )
+    chosen = best_exit if best_exit is not None and wanted else served
+    return chosen, tuple(replace(row, chosen=row.cut == chosen.cut) for row in rows)
+
+
+def _certify(
+    recipe: Recipe, graph: Graph, edge: Edge, calibration: Part, certification: Part
+) -> tuple[Calibrated, Certified]:
+    """Calibration on the calibration part, the threshold on the certification part."""
+    targets, output = recipe.targets, graph.output.name
+    calibrated = calibrate(edge.seen, calibration.full, calibration.classes)
+    rule = (calibrated.temperature, calibrated.scorer)
+    thresholds = candidates(confidences(edge.seen, *rule))
+    logits = certification.logits(edge.form.data, output)
+    confidence = confidences(logits, *rule)
+    lost = losses(logits, certification.full, certification.classes)
+    bound, level = targets.bound, targets.confidence
+    certify = certify_gap if targets.budget is None else certify_escalation
+    try:
+        return calibrated, certify(confidence, lost, thresholds, bound, level)
+    except InvalidInput as error:
+        if edge.cut is None:
+            raise
+        advice = "the edge would exit early; --exit never lets it serve a form of the whole model"
+        raise InvalidInput(f"{error}; {advice}") from error
+
+
+def _for_ranges(calibration: Part) -> NDArray[np.generic]:
+    """A few inputs, spread over the part, whose activations fit into memory."""
+    count = min(_RANGE_SAMPLES, max(8, _RANGE_ELEMENTS // calibration.inputs[0].size), len(calibration))
+    return calibration.inputs[:count]

@@ -6,16 +6,23 @@
 import argparse
 from pathlib import Path
 
-import yaml
-
+from inference_core.manifest import TensorInfo
 from inference_core.preprocess import Preprocess
-from toolchain.scans import Part, write_scans
+from toolchain import rules
+from toolchain.samples import Samples, Wanted, samples_of
+from toolchain.scans import LABELS, Part, read_scans, write_scans
 
 
 def read_preprocess() -> Preprocess:
     """The rules in `preprocess.yaml` beside this file, which the bundle ships too."""
-    text = Path(__file__).with_name("preprocess.yaml").read_text(encoding="utf-8")
-    return Preprocess.model_validate(yaml.safe_load(text))
+    return rules.read_preprocess(Path(__file__).with_name("preprocess.yaml"))
+
+
+def read_samples(part: Part) -> Samples:
+    """The scans of one part, as the networks take them, with their digits as classes."""
+    preprocess = read_preprocess()
+    takes = TensorInfo(name="input", datatype="FP32", shape=preprocess.shape)
+    return samples_of(read_scans(part), Wanted(takes, len(LABELS), preprocess), LABELS)
 
 
 def main() -> None:

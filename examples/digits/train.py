@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from examples.digits.data import read_preprocess
-from toolchain.images import Examples, as_examples
-from toolchain.scans import LABELS, Part, read_scans
+from examples.digits.data import read_samples
+from toolchain.samples import Samples
+from toolchain.scans import Part
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +86,9 @@ def distort(images: Tensor) -> Tensor:
     return moved.lerp(blurred, amount) + torch.randn_like(images) * 0.05
 
 
-def train(network: nn.Module, examples: Examples, epochs: int, loss: Loss, rate: float) -> nn.Module:
+def train(network: nn.Module, samples: Samples, epochs: int, loss: Loss, rate: float) -> nn.Module:
     """`network`, trained for `epochs` with a one-cycle rate that peaks at `rate`; in eval mode."""
-    images, labels = torch.from_numpy(examples.inputs), torch.from_numpy(examples.classes)
+    images, labels = torch.from_numpy(samples.inputs), torch.from_numpy(samples.classes)
     steps = epochs * (len(images) // _BATCH)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
@@ -123,11 +123,11 @@ def export(network: nn.Module, path: Path) -> None:
     onnx.checker.check_model(onnx.load(path), full_check=True)
 
 
-def accuracy(network: nn.Module, examples: Examples) -> float:
-    """The share of `examples` whose largest logit is the right class."""
+def accuracy(network: nn.Module, samples: Samples) -> float:
+    """The share of `samples` whose largest logit is the right class."""
     with torch.no_grad():
-        chosen = network(torch.from_numpy(examples.inputs)).argmax(1)
-    return float((chosen == torch.from_numpy(examples.classes)).float().mean())
+        chosen = network(torch.from_numpy(samples.inputs)).argmax(1)
+    return float((chosen == torch.from_numpy(samples.classes)).float().mean())
 
 
 def main() -> None:
@@ -141,11 +141,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(1)  # these networks are too small to share out
-    parts = {part: as_examples(read_scans(part), read_preprocess(), LABELS) for part in Part}
+    parts = {part: read_samples(part) for part in Part}
     full = train(full_network(), parts[Part.TRAIN], arguments.epochs, hard_loss, 4e-3)
     edge = train(edge_network(), parts[Part.TRAIN], arguments.epochs, distillation_loss(full), 2e-2)
     for name, network in (("full", full), ("edge", edge)):
-        shares = ", ".join(f"{part} {accuracy(network, examples):.4f}" for part, examples in parts.items())
+        shares = ", ".join(f"{part} {accuracy(network, samples):.4f}" for part, samples in parts.items())
         log.info("%s: accuracy %s", name, shares)
     export(full, arguments.out / "full.onnx")
     export(edge, arguments.out / "edge.onnx")

@@ -7,8 +7,9 @@ import pytest
 
 from examples.cifar10.data import CLASSES
 from inference_core.bundle import Bundle, load_bundle
-from toolchain.evaluate import CPU, Figures, evaluate_bundle
-from toolchain.images import read_images
+from toolchain.bundle_commands import bundle_samples
+from toolchain.evaluate import Figures, evaluate_bundle
+from toolchain.runs import CPU
 
 MODELS = Path(__file__).parents[2] / "models"
 PHOTOS = os.environ.get("TANDEM_CIFAR10", "")
@@ -23,7 +24,7 @@ def bundle() -> Bundle:
 def figures(bundle: Bundle) -> Figures:
     if not PHOTOS:
         pytest.skip("TANDEM_CIFAR10 names no folder with test.zip")
-    return evaluate_bundle(bundle, read_images(Path(PHOTOS) / "test.zip", labels=CLASSES))
+    return evaluate_bundle(bundle, bundle_samples(bundle.manifest, Path(PHOTOS) / "test.zip"))
 
 
 def test_every_file_reproduces_its_golden_outputs(bundle: Bundle) -> None:

@@ -17,7 +17,8 @@ from inference_core.bundle import Manifest, load_bundle
 from inference_core.tensors import from_bytes, to_bytes
 from tests.joint.device import Device
 from tests.joint.services import ROOT, Service, Services, eventually, get_json
-from toolchain.images import Examples, LabelledImage, as_examples, read_images
+from toolchain.images import LabelledImage, read_images
+from toolchain.samples import Samples, Wanted, samples_of
 from toolchain.scans import Part, read_scans
 
 AGREE = 0.995
@@ -39,7 +40,7 @@ class Running:
     edge: Service
     device: Device
     images: list[LabelledImage]
-    examples: Examples
+    samples: Samples
 
 
 def _images(model: str) -> list[LabelledImage]:
@@ -63,12 +64,13 @@ def running(request: pytest.FixtureRequest, module_services: Services) -> Runnin
     edge = module_services.edge(
         folder, cloud.ports[1], f"edge {request.param}", deadline_ms=DEADLINE_MS, max_inflight=1000
     )
-    examples = as_examples(images, manifest.preprocess, manifest.labels)
-    report = json.loads((folder / "report.json").read_text())["figures"]
+    wanted = Wanted(manifest.input, len(manifest.labels), manifest.preprocess)
+    samples = samples_of(images, wanted, manifest.labels)
+    report = json.loads((folder / "report.json").read_text())["test"]
     cloud.wait_ready()
     device = Device(edge.wait_ready().ports[0], manifest.model)
     eventually(lambda: edge.metrics().total("tandem_cloud_connected") == 1, 5, "the edge is connected")
-    return Running(manifest, report, edge, device, images, examples)
+    return Running(manifest, report, edge, device, images, samples)
 
 
 def answers(running: Running, **wants: object) -> tuple[Classes, list[str]]:
@@ -76,7 +78,7 @@ def answers(running: Running, **wants: object) -> tuple[Classes, list[str]]:
     parameters = {f"tandem_{name}": value for name, value in wants.items()} | {"binary_data_output": True}
 
     def ask(start: int) -> tuple[Classes, list[str]]:
-        batch = running.examples.inputs[start : start + ROWS]
+        batch = running.samples.inputs[start : start + ROWS]
         content = {
             "name": running.manifest.input.name,
             "datatype": "FP32",
@@ -95,7 +97,7 @@ def answers(running: Running, **wants: object) -> tuple[Classes, list[str]]:
         return logits.argmax(1), answer["parameters"]["tandem_source"].split(",")
 
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        parts = list(pool.map(ask, range(0, len(running.examples), ROWS)))
+        parts = list(pool.map(ask, range(0, len(running.samples), ROWS)))
     return np.concatenate([classes for classes, _ in parts]), [s for _, sources in parts for s in sources]
 
 
@@ -108,12 +110,12 @@ def full(running: Running) -> Classes:
 
 
 def accuracy(running: Running, classes: Classes) -> float:
-    return float(np.mean(classes == running.examples.classes))
+    return float(np.mean(classes == running.samples.classes))
 
 
 def same(running: Running, share: float, reported: float) -> bool:
     """Whether both are the same share, give or take the rounding of one kind of processor or another."""
-    return abs(share - reported) <= max(SAME, 1.5 / len(running.examples))
+    return abs(share - reported) <= max(SAME, 1.5 / len(running.samples))
 
 
 @pytest.mark.timeout(300)
@@ -137,13 +139,13 @@ def test_accuracies_are_those_of_the_report(
     assert set(sources) == {"edge", "cloud"}
     escalated = sources.count("cloud") / len(sources)
     measured = {
-        "full": (accuracy(running, full), report["full"]["accuracy"]),
-        "edge": (accuracy(running, edge), report["variants"][report["edge"]]["accuracy"]),
-        "cascade": (accuracy(running, cascade), report["cascade_accuracy"]),
+        "full": (accuracy(running, full), report["full_accuracy"]),
+        "edge": (accuracy(running, edge), report["edge_accuracy"]),
+        "cascade": (accuracy(running, cascade), report["accuracy"]),
         "escalated": (escalated, report["escalated"]),
     }
     note(**{name: f"{share:.4f} (report {reported:.4f})" for name, (share, reported) in measured.items()})
-    assert report["samples"] == len(running.examples)
+    assert report["samples"] == len(running.samples)
     for name, (share, reported) in measured.items():
         assert same(running, share, reported), name
 

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from inference_core.preprocess import Color, Preprocess
-from toolchain.evaluate import run_model
 from toolchain.images import LabelledImage
+from toolchain.runs import run_model
 
 LABELS = ("round", "square", "flat")
 PREPROCESS = Preprocess(color=Color.GRAY, height=8, width=8, mean=(0.5,), std=(0.25,))

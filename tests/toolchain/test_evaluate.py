@@ -1,7 +1,6 @@
 """Measuring a bundle: the figures are what its files really do."""
 
 import io
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,49 +10,59 @@ from rich.console import Console
 
 from inference_core.bundle import load_bundle
 from inference_core.confidence import Scorer
-from inference_core.engine import Engine
-from inference_core.errors import BundleError, InvalidInput, ModelError
+from inference_core.errors import BundleError, InvalidInput
 from inference_core.manifest import Calibration
 from tests import bundles
-from tests.toolchain import networks
-from toolchain.evaluate import (
-    accuracy,
-    agreement,
-    cascade,
-    evaluate_bundle,
-    latencies,
-    render,
-    run,
-    run_model,
-)
-from toolchain.images import LabelledImage
+from toolchain.evaluate import cascade, evaluate_bundle, render
+from toolchain.samples import Samples
 
+RED, BLUE = 0, 2
 ALL_KINDS = (bundles.SURE, bundles.UNSURE, bundles.UNSURE_AND_RIGHT, bundles.SURE_BUT_WRONG)
 
 
-def _pictures() -> list[LabelledImage]:
-    """Two of each kind of colour, labelled with what the full model says."""
-    labels = ("red", "blue", "blue", "blue")
-    kinds = list(zip(ALL_KINDS, labels, strict=True)) * 2
-    return [LabelledImage(f"{at}.png", label, bundles.picture(c)) for at, (c, label) in enumerate(kinds)]
+def _samples(labelled: bool = True) -> Samples:
+    """Two of each kind of colour, labelled with what the full model says, or not at all."""
+    classes = np.array([RED, BLUE, BLUE, BLUE] * 2, np.int64)
+    return Samples(bundles.pixels(*ALL_KINDS * 2), classes if labelled else None, 321.5)
 
 
 def test_the_figures_of_a_bundle_whose_answers_are_known(make_bundle: Callable[..., Path]) -> None:
-    figures = evaluate_bundle(load_bundle(make_bundle()), _pictures())
-    assert figures.samples == 8
+    figures = evaluate_bundle(load_bundle(make_bundle()), _samples())
+    assert (figures.samples, figures.reference) == (8, "labels")
     assert figures.full.accuracy == 1.0
     assert figures.edge_figures.accuracy == 0.5  # sure, and unsure and right
     assert figures.escalated == 0.5  # the two unsure kinds
     assert figures.cascade_accuracy == 0.75  # all but sure but wrong
     assert {name: cut.agreement for name, cut in figures.cuts.items()} == {"pixels": 1.0, "means": 1.0}
     assert {name: cut.bytes for name, cut in figures.cuts.items()} == {"pixels": 192, "means": 3}
-    assert figures.image_bytes == sum(len(image.data) for image in _pictures()) / 8
+    assert figures.input_bytes == 321.5
     assert figures.speedup == figures.full.ms / figures.edge_figures.ms
+
+
+def test_labels_may_say_that_the_full_model_is_wrong(make_bundle: Callable[..., Path]) -> None:
+    samples = Samples(bundles.pixels(*ALL_KINDS), np.array([RED] * 4, np.int64), None)
+    figures = evaluate_bundle(load_bundle(make_bundle()), samples)
+    assert figures.full.accuracy == 0.25
+
+
+def test_without_labels_the_full_model_is_right(make_bundle: Callable[..., Path]) -> None:
+    bundle = load_bundle(make_bundle())
+    figures = evaluate_bundle(bundle, _samples(labelled=False))
+    labelled = evaluate_bundle(bundle, _samples())
+    assert (figures.reference, figures.full.accuracy) == ("full", 1.0)
+    assert figures.cascade_accuracy == labelled.cascade_accuracy
+    assert figures.edge_figures.accuracy == labelled.edge_figures.accuracy
+
+
+def test_tensors_are_sent_as_they_are(make_bundle: Callable[..., Path]) -> None:
+    bundle = load_bundle(make_bundle())
+    samples = Samples(bundles.pixels(*ALL_KINDS), None, None)
+    assert evaluate_bundle(bundle, samples).input_bytes == bundle.manifest.input.bytes == 768
 
 
 def test_sizes_are_those_of_the_files(make_bundle: Callable[..., Path]) -> None:
     bundle = load_bundle(make_bundle())
-    figures = evaluate_bundle(bundle, _pictures())
+    figures = evaluate_bundle(bundle, _samples())
     assert figures.full.bytes == (bundle.folder / bundle.manifest.full.file).stat().st_size
     edge = bundle.folder / bundle.manifest.edge_variant.file
     assert figures.edge_figures.bytes == edge.stat().st_size
@@ -65,37 +74,31 @@ def test_a_changed_file_is_not_measured(make_bundle: Callable[..., Path]) -> Non
     path = bundle.folder / bundle.manifest.full.file
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(BundleError, match="SHA-256"):
-        evaluate_bundle(bundle, _pictures())
+        evaluate_bundle(bundle, _samples())
 
 
-def test_images_that_the_bundle_does_not_know_are_refused(make_bundle: Callable[..., Path]) -> None:
-    bundle = load_bundle(make_bundle())
-    with pytest.raises(InvalidInput, match="label 'cat' is not one of red, green, blue"):
-        evaluate_bundle(bundle, [LabelledImage("0.png", "cat", bundles.picture(bundles.SURE))])
-    with pytest.raises(InvalidInput, match="no images"):
-        evaluate_bundle(bundle, [])
+def test_nothing_cannot_be_measured_on(make_bundle: Callable[..., Path]) -> None:
+    none = Samples(bundles.pixels(*ALL_KINDS)[:0], None, None)
+    with pytest.raises(InvalidInput, match="nothing to measure on"):
+        evaluate_bundle(load_bundle(make_bundle()), none)
 
 
-def test_the_table_shows_every_model_and_cut(make_bundle: Callable[..., Path]) -> None:
-    figures = evaluate_bundle(load_bundle(make_bundle()), _pictures())
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_table_shows_every_model_and_cut(make_bundle: Callable[..., Path], labelled: bool) -> None:
+    figures = evaluate_bundle(load_bundle(make_bundle()), _samples(labelled))
     out = io.StringIO()
     Console(file=out, width=120).print(render(figures))
     text = out.getvalue()
-    for part in ("full model", "served", "50.0% escalated", "75.00%", "cut pixels", "cut means", "8 images"):
+    for part in ("full model", "served", "50.0% escalated", "75.00%", "cut pixels", "cut means", "8 samples"):
         assert part in text
+    assert ("against the full model" in text) is not labelled
+    assert ("accuracy" in text) is labelled
 
 
 def test_the_json_form_holds_plain_values_only(make_bundle: Callable[..., Path]) -> None:
-    figures = evaluate_bundle(load_bundle(make_bundle()), _pictures()).as_json()
+    figures = evaluate_bundle(load_bundle(make_bundle()), _samples()).as_json()
     assert figures["cuts"]["means"]["bytes"] == 3
     assert isinstance(figures["speedup"], float)
-
-
-def test_accuracy_and_agreement_go_by_the_largest_logit() -> None:
-    logits = np.array([[1, 2], [3, 1], [0, 5], [9, 1]], np.float32)
-    assert accuracy(logits, np.array([1, 0, 1, 1])) == 0.75
-    assert agreement(logits, -logits) == 0.0
-    assert agreement(logits, 2 * logits) == 1.0
 
 
 def test_the_threshold_itself_is_trusted() -> None:
@@ -106,29 +109,3 @@ def test_the_threshold_itself_is_trusted() -> None:
         answers, escalated = cascade(edge, full, rule)
         assert answers.tolist() == expected
         assert escalated.tolist() == [bool(at) for at in expected]
-
-
-def test_chunks_are_put_together_in_order() -> None:
-    inputs = networks.inputs(250)
-    engine = Engine(networks.full_network(), name="full")
-    together = run(engine, {"input": inputs})["logits"]
-    assert together.shape == (250, 3)
-    one = np.concatenate([engine.run({"input": row[None]})["logits"] for row in inputs])
-    np.testing.assert_allclose(together, one, atol=1e-5)
-
-
-def test_a_model_with_more_outputs_is_not_run_as_if_it_had_one() -> None:
-    import onnx
-
-    model = onnx.load_from_string(networks.full_network())
-    model.graph.output.append(onnx.helper.make_tensor_value_info("inner", 1, ["batch", 12, 8, 8]))
-    with pytest.raises(ModelError, match="1 inputs and 2 outputs"):
-        run_model(model.SerializeToString(), networks.inputs(1))
-
-
-def test_calls_take_turns() -> None:
-    order: list[str] = []
-    times = latencies({"a": lambda: order.append("a"), "b": lambda: order.append("b")})
-    assert [name for name, _ in itertools.groupby(order)][:4] == ["a", "b", "a", "b"]
-    assert order.count("a") == order.count("b") > 100
-    assert times.keys() == {"a", "b"}

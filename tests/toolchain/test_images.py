@@ -9,7 +9,7 @@ import pytest
 from inference_core.errors import InvalidInput, TooLarge
 from tests.toolchain import networks
 from toolchain import images
-from toolchain.images import LabelledImage, as_examples, read_images
+from toolchain.images import check_label, label_of, open_images, read_images
 
 
 def _folder(root: Path) -> Path:
@@ -22,13 +22,22 @@ def _folder(root: Path) -> Path:
     return root
 
 
-def _archive(root: Path) -> Path:
+def _archive(root: Path, compression: int = zipfile.ZIP_STORED) -> Path:
     target = root.with_suffix(".zip")
-    with zipfile.ZipFile(target, "w") as archive:
+    with zipfile.ZipFile(target, "w", compression) as archive:
         for path in root.rglob("*"):
             archive.write(path, Path("photos") / path.relative_to(root))
         archive.writestr("__MACOSX/photos/cat/._0.png", b"resource fork")
     return target
+
+
+def _flip(archive: Path, name: str) -> None:
+    """Turn over one byte in the middle of the entry `name`."""
+    with zipfile.ZipFile(archive) as opened:
+        entry = opened.getinfo(name)
+    data = bytearray(archive.read_bytes())
+    data[entry.header_offset + 30 + len(name) + entry.compress_size // 2] ^= 0xFF
+    archive.write_bytes(data)
 
 
 def test_a_folder_gives_its_images_in_the_order_of_their_names(tmp_path: Path) -> None:
@@ -103,20 +112,57 @@ def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
         read_images(_archive(tmp_path / "set"))
 
 
-def test_examples_are_inputs_and_positions_of_labels() -> None:
-    some = networks.images(5)
-    examples = as_examples(some, networks.PREPROCESS, networks.LABELS)
-    assert len(examples) == 5
-    assert np.array_equal(examples.inputs, networks.inputs(5))
-    assert [networks.LABELS[at] for at in examples.classes] == [image.label for image in some]
-    assert examples.image_bytes == sum(len(image.data) for image in some) / 5
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_entry_is_named(tmp_path: Path, compression: int) -> None:
+    folder = _folder(tmp_path / "set")
+    (folder / "cat" / "1.png").write_bytes(bytes(range(256)))
+    archive = _archive(folder, compression)
+    _flip(archive, "photos/cat/1.png")
+    with pytest.raises(InvalidInput, match=r"set\.zip: photos/cat/1\.png: cannot be read from the archive"):
+        read_images(archive)
+    with open_images(archive) as found:
+        assert found.read("photos/cat/0.png").label == "cat"
+        with pytest.raises(InvalidInput, match=r"^photos/cat/1\.png: cannot be read from the archive"):
+            found.read("photos/cat/1.png")
+        assert found.read("photos/cat/2.png").name == "photos/cat/2.png"
 
 
-def test_examples_name_the_image_that_is_damaged_or_unlabelled() -> None:
-    good = networks.images(1)[0]
-    with pytest.raises(InvalidInput, match=r"bad\.png: image: not one of"):
-        as_examples([good, LabelledImage("bad.png", "flat", b"x")], networks.PREPROCESS, networks.LABELS)
-    with pytest.raises(InvalidInput, match=r"free\.png: lies in no folder"):
-        as_examples([LabelledImage("free.png", None, good.data)], networks.PREPROCESS, networks.LABELS)
-    with pytest.raises(InvalidInput, match="there are no images"):
-        as_examples([], networks.PREPROCESS, networks.LABELS)
+def test_an_archive_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    archive = _archive(_folder(tmp_path / "set"))
+    archive.write_bytes(archive.read_bytes()[:-40])
+    with pytest.raises(InvalidInput, match=r"set\.zip: not a folder, and not a zip archive or a damaged one"):
+        read_images(archive)
+
+
+def test_an_archive_behind_a_password_is_refused(tmp_path: Path) -> None:
+    archive = _archive(_folder(tmp_path / "set"))
+    data = bytearray(archive.read_bytes())
+    for mark, flags in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):  # in the list, and before each entry
+        at = -1
+        while (at := data.find(mark, at + 1)) >= 0:
+            data[at + flags] |= 1
+    archive.write_bytes(data)
+    with pytest.raises(InvalidInput, match=r"photos/5\.png: cannot be read from the archive .*encrypted"):
+        read_images(archive)
+
+
+def test_an_image_that_vanishes_is_named(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "set")
+    with open_images(folder) as found:
+        (folder / "cat" / "1.png").unlink()
+        with pytest.raises(InvalidInput, match=r"^cat/1\.png: cannot be read \(No such file or directory\)$"):
+            found.read("cat/1.png")
+
+
+def test_the_label_of_an_image_is_the_folder_it_lies_in() -> None:
+    assert label_of("5.png") is None
+    assert label_of("cat/5.png") == "cat"
+    assert label_of("photos/cat/5.png") == "cat"
+
+
+def test_a_label_must_be_one_of_those_that_are_known() -> None:
+    check_label("0.png", "cat", ("cat", "dog"))
+    with pytest.raises(InvalidInput, match=r"^0\.png: label 'x' is not one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9$"):
+        check_label("0.png", "x", [str(number) for number in range(10)])
+    with pytest.raises(InvalidInput, match=r"8, 9 and 2 more$"):
+        check_label("0.png", "x", [str(number) for number in range(12)])

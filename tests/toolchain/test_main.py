@@ -7,9 +7,10 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.bundles import SURE, edited, picture
+from tests.bundles import SURE, SURE_BUT_WRONG, UNSURE, UNSURE_AND_RIGHT, edited, picture, pixels
 from tests.toolchain.edge import write_images
 from toolchain.__main__ import main
 
@@ -33,7 +34,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.mark.parametrize("command", ["demo", "device", "evaluate", "scans"])
+@pytest.mark.parametrize("command", ["prepare", "inspect", "verify", "demo", "device", "evaluate", "scans"])
 def test_every_command_is_listed_and_has_help(run: Run, command: str) -> None:
     assert command in run("--help")[1]
     status, out, _ = run(command, "--help")
@@ -62,8 +63,36 @@ def test_scans_are_written_and_evaluated(run: Run, tmp_path: Path) -> None:
     assert len(list((tmp_path / "scans").rglob("*.png"))) == 445
     status, out, _ = run("evaluate", DIGITS, "--data", tmp_path / "scans", "--limit", 20)
     assert status == 0
-    assert "Measured on 20 images" in out
+    assert "Measured on 20 samples" in out
     assert run("evaluate", DIGITS, "--limit", 20)[0] == 0  # the same scans, without files
+
+
+def test_evaluate_takes_tensors_with_labels_and_without(
+    run: Run, make_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, x = make_bundle(), pixels(SURE, UNSURE, UNSURE_AND_RIGHT, SURE_BUT_WRONG)
+    np.savez(tmp_path / "labelled.npz", x=x, y=np.array([0, 2, 2, 2]))
+    np.savez(tmp_path / "unlabelled.npz", x=x)
+    status, out, err = run("evaluate", folder, "--data", tmp_path / "labelled.npz")
+    assert (status, err) == (0, "")
+    assert "Measured on 4 samples " in out
+    assert "75.00%" in out
+    status, out, _ = run("evaluate", folder, "--data", tmp_path / "unlabelled.npz")
+    assert status == 0
+    assert "Measured on 4 samples, against the full model" in out
+    assert "agreement" in out
+    status, out, _ = run("evaluate", folder, "--data", tmp_path / "unlabelled.npz", "--limit", 2)
+    assert "Measured on 2 samples" in out
+
+
+def test_evaluate_takes_a_flat_folder_of_images(
+    run: Run, make_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    for name, color in (("a", SURE), ("b", UNSURE)):
+        (tmp_path / f"{name}.png").write_bytes(picture(color))
+    status, out, _ = run("evaluate", make_bundle(), "--data", tmp_path)
+    assert status == 0
+    assert "Measured on 2 samples, against the full model" in out
 
 
 def test_a_device_plays_a_folder_once(run: Run, edge: str, tmp_path: Path) -> None:

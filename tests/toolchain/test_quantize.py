@@ -1,38 +1,52 @@
-"""Smaller forms of a model: what is stored, and that the answers stay."""
+"""INT8 forms: what is stored, which nodes take part, and that the answers stay."""
 
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
+from onnxruntime.quantization import CalibrationMethod
 
+from benchmarks.networks import Graph
 from inference_core.errors import ModelError
 from inference_core.trust import check_model_file
 from tests.toolchain import networks
-from toolchain.evaluate import agreement, run_model
-from toolchain.quantize import byte_weights, fold, half_weights, quantize
+from tests.toolchain.families import FAMILIES
+from toolchain.graph import check
+from toolchain.quantize import METHODS, Quantizer, dynamic
+from toolchain.runs import agreement, likeness, run_model
 
+FULL = networks.full_network()
 SAMPLES = networks.inputs(100, seed=1)
 HELD_OUT = networks.inputs(200, seed=2)
+MIN_MAX = CalibrationMethod.MinMax
+KINDS = {family.name: family for family in FAMILIES}
 
 
-def _types(model: bytes) -> Counter[int]:
-    """How many large initializers there are of each type."""
-    tensors = onnx.load_from_string(model).graph.initializer
-    return Counter(tensor.data_type for tensor in tensors if np.prod(tensor.dims) >= 64)
+@pytest.fixture(scope="module")
+def quantizer() -> Iterator[Quantizer]:
+    with Quantizer(FULL, SAMPLES) as quantizer:
+        yield quantizer
 
 
-def test_int8_keeps_nearly_all_classes_in_less_than_half_the_bytes() -> None:
-    full = networks.full_network()
-    small = quantize(full, SAMPLES)
-    assert agreement(run_model(small, HELD_OUT), run_model(full, HELD_OUT)) > 0.95
-    assert len(small) < len(full) / 2
+def operators(model: bytes) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load_from_string(model).graph.node)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_int8_keeps_nearly_all_classes_in_less_than_half_the_bytes(
+    quantizer: Quantizer, method: CalibrationMethod
+) -> None:
+    small = quantizer.quantize(method)
+    assert agreement(run_model(small, HELD_OUT), run_model(FULL, HELD_OUT)) > 0.95
+    assert len(small) < len(FULL) / 2
     check_model_file("int8", small)
 
 
-def test_weights_are_seven_bits_per_channel_and_activations_u8() -> None:
-    graph = onnx.load_from_string(quantize(networks.full_network(), SAMPLES)).graph
+def test_weights_are_seven_bits_per_channel_and_activations_u8(quantizer: Quantizer) -> None:
+    graph = onnx.load_from_string(quantizer.quantize(MIN_MAX)).graph
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     weights = [array for array in arrays.values() if array.dtype == np.int8 and array.ndim > 1]
     assert [array.shape for array in weights] == [(12, 1, 3, 3), (12, 12, 3, 3), (3, 768)]
@@ -40,83 +54,128 @@ def test_weights_are_seven_bits_per_channel_and_activations_u8() -> None:
     scales = [arrays[node.input[1]] for node in graph.node if node.op_type == "DequantizeLinear"]
     assert sorted(scale.size for scale in scales)[-2:] == [12, 12]
     zeros = [arrays[node.input[2]].dtype for node in graph.node if node.op_type == "QuantizeLinear"]
-    assert zeros
     assert set(zeros) == {np.dtype(np.uint8)}
 
 
-def test_a_held_out_set_never_makes_the_agreement_worse() -> None:
-    full = networks.full_network()
-    wanted = run_model(full, HELD_OUT)
-    plain = agreement(run_model(quantize(full, SAMPLES), HELD_OUT), wanted)
-    assert agreement(run_model(quantize(full, SAMPLES, HELD_OUT), HELD_OUT), wanted) >= plain
+def test_the_best_is_the_first_method_with_the_largest_fit(quantizer: Quantizer) -> None:
+    wanted = run_model(FULL, HELD_OUT)
+    fits = [likeness(run_model(quantizer.quantize(method), HELD_OUT), wanted) for method in METHODS]
+    model, method = quantizer.best(lambda data: likeness(run_model(data, HELD_OUT), wanted))
+    assert method == METHODS[fits.index(max(fits))]
+    assert model == quantizer.quantize(method)
+    assert quantizer.best(lambda _: (1.0,))[1] == METHODS[0]
 
 
-def test_the_choice_is_made_behind_what_finishes_the_model() -> None:
-    seen = []
+def test_a_method_that_fails_is_left_out(quantizer: Quantizer) -> None:
+    first = quantizer.quantize(METHODS[0])
 
-    def finish(outputs: np.ndarray) -> np.ndarray:
-        seen.append(outputs.shape)
-        return outputs[:, :2]
+    def fit(model: bytes) -> tuple[float, ...]:
+        if model == first:
+            raise ModelError("does not run")
+        return (0.0,)
 
-    quantize(networks.full_network(), SAMPLES, HELD_OUT, finish)
-    assert set(seen) == {(200, 3)}
-
-
-def test_the_same_samples_give_the_same_bytes() -> None:
-    assert quantize(networks.full_network(), SAMPLES) == quantize(networks.full_network(), SAMPLES)
+    assert quantizer.best(fit)[1] == METHODS[1]
 
 
-def test_a_number_of_samples_that_is_no_multiple_of_the_chunk_is_fine() -> None:
-    assert quantize(networks.full_network(), SAMPLES[:3], HELD_OUT)
-    assert quantize(networks.full_network(), SAMPLES[:67], HELD_OUT)
+def test_ranges_are_the_same_measured_or_remembered(quantizer: Quantizer) -> None:
+    with Quantizer(FULL, SAMPLES) as other:
+        first = other.quantize(CalibrationMethod.Percentile)
+        assert first == other.quantize(CalibrationMethod.Percentile)
+    assert first == quantizer.quantize(CalibrationMethod.Percentile)
+
+
+def test_layers_without_names_can_be_told_apart(quantizer: Quantizer) -> None:
+    layers = quantizer.layers()
+    assert list(layers.values()) == ["Conv", "Conv", "Gemm"]
+    gemm = list(layers)[2]
+    assert _matrices(quantizer.quantize(MIN_MAX, only=[gemm])) == [(3, 768)]
+    assert _matrices(quantizer.quantize(MIN_MAX, without=[gemm])) == [(12, 1, 3, 3), (12, 12, 3, 3)]
+
+
+def _matrices(model: bytes) -> list[tuple[int, ...]]:
+    """The shapes of the weights in INT8."""
+    tensors = onnx.load_from_string(model).graph.initializer
+    return [tuple(t.dims) for t in tensors if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1]
+
+
+@pytest.mark.parametrize("count", [1, 3, 67])
+def test_any_number_of_samples_will_do(count: int) -> None:
+    with Quantizer(FULL, SAMPLES[:count]) as quantizer:
+        for method in METHODS:
+            assert "QuantizeLinear" in operators(quantizer.quantize(method))
+
+
+def test_an_old_opset_is_quantized_per_channel_once_it_was_raised() -> None:
+    built = Graph(1, 8, 8, opset=11)
+    x = built.relu(built.norm(built.conv(built.input, 12)))
+    graph = check(built.classify(x, 3), "old.onnx")
+    with Quantizer(graph.data, SAMPLES) as quantizer:
+        small = quantizer.quantize(MIN_MAX)
+    assert _matrices(small)[0] == (12, 1, 3, 3)
+    nodes = onnx.load_from_string(small).graph.node
+    assert any(one.op_type == "DequantizeLinear" and one.attribute for one in nodes)  # they know the axis
+    assert likeness(run_model(small, HELD_OUT), run_model(graph.data, HELD_OUT))[1] > -0.1
+
+
+def test_samples_that_do_not_fit_are_refused() -> None:
+    with Quantizer(FULL, SAMPLES[:, :, :4]) as quantizer:
+        with pytest.raises(ModelError, match="the model cannot be quantized"):
+            quantizer.quantize(MIN_MAX)
+        with pytest.raises(ModelError, match="the model cannot be quantized"):
+            quantizer.best(lambda _: (0.0,))
 
 
 def test_what_is_no_model_cannot_be_quantized() -> None:
-    empty = onnx.ModelProto()
-    with pytest.raises(ModelError, match="cannot be prepared"):
-        quantize(empty.SerializeToString(), SAMPLES)
+    with pytest.raises(ModelError, match="cannot be simplified"):
+        Quantizer(onnx.ModelProto().SerializeToString(), SAMPLES)
 
 
-def test_folding_leaves_no_normalisation_and_the_same_answers() -> None:
-    folded = fold(networks.full_network())
-    assert "BatchNormalization" not in {node.op_type for node in onnx.load_from_string(folded).graph.node}
-    wanted = run_model(networks.full_network(), HELD_OUT)
-    np.testing.assert_allclose(run_model(folded, HELD_OUT), wanted, atol=1e-5)
+def test_an_infinite_mask_stays_in_float() -> None:
+    """As attention to earlier tokens alone has it: a scale for it would leave nothing of the scores."""
+    built = Graph(8, 8)
+    masked = built.add(
+        built.linear(built.input, 8), built.constant(np.triu(np.full((8, 8), -np.inf), 1).astype("f"))
+    )
+    attended = built.node("MatMul", built.node("Softmax", masked, axis=-1), built.input)
+    model = built.finish(built.linear(built.node("Flatten", attended), 10))
+    rows = np.random.default_rng(0).standard_normal((300, 8, 8)).astype(np.float32)
+    with Quantizer(model, rows[:100]) as quantizer:
+        small, method = quantizer.best(lambda data: likeness(run_model(data, rows), run_model(model, rows)))
+    assert method == MIN_MAX  # histograms need ranges
+    assert _matrices(small) == [(8, 8), (10, 64)]
+    assert agreement(run_model(small, rows), run_model(model, rows)) > 0.95
 
 
-def test_half_weights_halve_the_bytes_and_keep_the_answers() -> None:
-    full = networks.full_network()
-    half = half_weights(full)
-    assert _types(half) == {TensorProto.FLOAT16: 3}
-    assert len(half) < 0.6 * len(full)
-    np.testing.assert_allclose(run_model(half, HELD_OUT), run_model(full, HELD_OUT), atol=5e-3)
-    onnx.checker.check_model(onnx.load_from_string(half), full_check=True)
+def test_ids_are_no_activations() -> None:
+    family = KINDS["bert"]
+    with Quantizer(family.build(), family.inputs(64, seed=1)) as quantizer:
+        small = quantizer.quantize(MIN_MAX)
+        assert set(quantizer.layers().values()) == {"Gemm", "MatMul"}
+    unseen = family.inputs(200, seed=2)
+    assert agreement(run_model(small, unseen), run_model(family.build(), unseen)) > 0.95
 
 
-def test_byte_weights_quarter_the_bytes_and_keep_nearly_all_classes() -> None:
-    full = networks.full_network()
-    small = byte_weights(full)
-    assert _types(small) == {TensorProto.INT8: 3}
-    assert len(small) < 0.4 * len(full)
-    assert agreement(run_model(small, HELD_OUT), run_model(full, HELD_OUT)) > 0.97
-    onnx.checker.check_model(onnx.load_from_string(small), full_check=True)
+@pytest.mark.parametrize(
+    ("name", "operator", "left"),
+    [
+        ("lstm", "DynamicQuantizeLSTM", "LSTM"),
+        ("bert", "MatMulInteger", ""),
+        ("mlp", "MatMulInteger", "Gemm"),
+    ],
+)
+def test_dynamic_int8_takes_products_and_recurrences(name: str, operator: str, left: str) -> None:
+    family = KINDS[name]
+    small = dynamic(family.build())
+    found = operators(small)
+    assert found[operator] >= 1
+    assert found[left] == 0
+    assert len(small) < 0.65 * len(family.build())
+    check_model_file("int8-dynamic", small)
+    unseen = family.inputs(200, seed=2)
+    assert agreement(run_model(small, unseen), run_model(family.build(), unseen)) > 0.97
 
 
-def test_the_scales_of_int8_layers_stay_fp32() -> None:
-    small = quantize(networks.full_network(), SAMPLES)
-    assert half_weights(small) == half_weights(half_weights(small))
-    np.testing.assert_array_equal(run_model(half_weights(small), HELD_OUT), run_model(small, HELD_OUT))
-
-
-@pytest.mark.parametrize("change", [half_weights, byte_weights])
-def test_small_weights_stay_as_they_are(change: object) -> None:
-    weight = numpy_helper.from_array(np.ones((7, 9), np.float32), "w")
-    model = networks.finish([helper.make_node("MatMul", ["input", "w"], ["logits"])], [weight], [7], [9])
-    assert callable(change)
-    assert TensorProto.FLOAT in {t.data_type for t in onnx.load_from_string(change(model)).graph.initializer}
-
-
-def test_weights_beyond_fp16_stay_fp32() -> None:
-    weight = numpy_helper.from_array(np.full((8, 9), 1e5, np.float32), "w")
-    model = networks.finish([helper.make_node("MatMul", ["input", "w"], ["logits"])], [weight], [8], [9])
-    assert _types(half_weights(model)) == {TensorProto.FLOAT: 1}
+def test_dynamic_int8_leaves_convolutions_alone() -> None:
+    found = operators(dynamic(FULL))
+    assert found["Conv"] == 2
+    assert found["MatMulInteger"] == 1
