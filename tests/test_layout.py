@@ -24,16 +24,20 @@ MAY_IMPORT = {
 }
 PACKAGES = {*MAY_IMPORT, "tests", "benchmarks"}
 OFFLINE = {
+    "jinja2",
     "matplotlib",
     "onnx",
+    "onnx_ir",
     "onnxruntime.quantization",
     "onnxscript",
     "onnxslim",
     "rich",
+    "scipy",
     "sklearn",
     "torch",
     "typer",
     "yaml",
+    "zstandard",
 }
 FASTAPI = {"edge_node/app.py", "edge_node/device_api.py", "edge_node/open_inference.py"}
 WIRE = {"edge_node/cloud_client.py", "edge_node/grpc_api.py", "cloud_service/servicer.py"}

@@ -120,6 +120,13 @@ def best(surveyed: Sequence[Surveyed], count: int = KEPT) -> list[Surveyed]:
     return [front[at] for at in sorted({int(np.abs(sizes - want).argmin()) for want in wanted})]
 
 
+def compressed_bytes(samples: NDArray[Any]) -> int:
+    """Mean bytes of a sample of `samples` `[n, ...]` behind zstd: what escalating the tensor could send."""
+    compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
+    few = samples[:_SAMPLES]
+    return round(sum(len(compressor.compress(sample.tobytes())) for sample in few) / len(few))
+
+
 def _boundaries(model: ModelProto) -> Iterator[tuple[str, ...]]:
     """For every prefix of the nodes: the tensors that it makes from the input and the rest needs."""
     graph = model.graph

@@ -35,9 +35,10 @@ def certificate_words(certificate: Certificate | Certified) -> str:
     bound, level = _exact(certificate.bound), _exact(certificate.confidence)
     promise = f"at most {bound}: {printable(certificate.bounds)}"
     if certificate.bounds == GAP:
+        points = bound.replace(" %", " point" if bound == "1 %" else " points")
         promise = (
             f"on at most {bound} of inputs the edge gives a wrong answer where the full model would give "
-            f"the right one, so the pair's accuracy is at most {bound.removesuffix(' %')} points below its"
+            f"the right one, so the pair's accuracy is at most {points} below its"
         )
     elif certificate.bounds == ESCALATION:
         promise = f"at most {bound} of inputs are escalated"

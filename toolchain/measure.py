@@ -14,7 +14,7 @@ from inference_core.tensors import Tensors
 from inference_core.trust import sha256
 from toolchain.calibrate import Calibrated, Curve, confidences, curve, expected_calibration_error, losses
 from toolchain.certify import Certified
-from toolchain.cuts import Surveyed
+from toolchain.cuts import Surveyed, compressed_bytes
 from toolchain.forms import Form, Forms
 from toolchain.graph import Graph
 from toolchain.package import CutPieces, OnnxFile, Pieces
@@ -206,6 +206,7 @@ def _pair(made: Made, test: Part, parts: Parts) -> PairRow:
         agreement=float((answers == full).mean()),
         ece=expected_calibration_error(probabilities, edge == test.classes),
         input_bytes=made.graph.input.bytes,
+        compressed_bytes=compressed_bytes(test.inputs),
         image_bytes=parts.test.encoded_bytes,
     )
 

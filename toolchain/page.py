@@ -164,8 +164,8 @@ def _accuracy(curve: Curve, test: PairRow, by_labels: bool) -> Plot:
     return Plot(
         _svg(figure, "accuracy"),
         title,
-        f"{title} against the share escalated, on the calibration part: {percent(accuracy[0])} when the edge "
-        f"answers everything, {percent(at[1])} at the chosen threshold with {percent(at[0])} escalated, "
+        f"{title} against the share escalated, on the certification part: {percent(accuracy[0])} when the "
+        f"edge answers everything, {percent(at[1])} at the chosen threshold with {percent(at[0])} escalated, "
         f"{percent(full)} for the full model alone.",
     )
 
@@ -180,13 +180,13 @@ def _agreement(curve: Curve, test: PairRow) -> Plot:
     return Plot(
         _svg(figure, "agreement"),
         title,
-        f"{title} against the share escalated, on the calibration part: {percent(agreement[0])} when the "
+        f"{title} against the share escalated, on the certification part: {percent(agreement[0])} when the "
         f"edge answers everything, {percent(at[1])} at the chosen threshold.",
     )
 
 
 def _full_level(curve: Curve, test: PairRow) -> float:
-    """The full model's accuracy on the calibration part: where the line of random choice ends."""
+    """The full model's accuracy on the certification part: where the line of random choice ends."""
     first, last = curve.rows[0], curve.rows[-1]
     if last.escalated <= first.escalated:
         return test.full_accuracy
@@ -211,7 +211,10 @@ def _places(cuts: Sequence[CutRow], test: PairRow) -> Plot | None:
     if not cuts:
         return None
     figure, axes = _axes("work done by the head", "sent up for one sample")
-    levels = {f"input tensor, {size(test.input_bytes)}": (float(test.input_bytes), "-.")}
+    levels = {
+        f"input tensor, {size(test.input_bytes)}": (float(test.input_bytes), "-."),
+        f"behind zstd, {size(test.compressed_bytes)}": (float(test.compressed_bytes), ":"),
+    }
     if test.image_bytes is not None:
         levels[f"encoded image, {size(test.image_bytes)}"] = (test.image_bytes, "--")
     for label, (value, dashes) in levels.items():

@@ -77,8 +77,8 @@ class PairRow:
     """The pair on the test part at the threshold: shares of its samples, and mean bytes of an escalation.
 
     `gap` is the full model's accuracy minus the pair's; `risk` the share that the edge answered wrongly
-    and the full model would not have. `input_bytes` is the size of the tensor, `image_bytes` the mean of
-    the encoded images, where there are any.
+    and the full model would not have. `input_bytes` is the size of the tensor, `compressed_bytes` its mean
+    behind zstd, `image_bytes` the mean of the encoded images, where there are any.
     """
 
     samples: int
@@ -92,6 +92,7 @@ class PairRow:
     agreement: float
     ece: float
     input_bytes: int
+    compressed_bytes: int
     image_bytes: float | None
 
 

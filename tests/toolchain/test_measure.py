@@ -135,6 +135,7 @@ def test_figures_are_of_the_test_part(measured: tuple[Pieces, Report]) -> None:
     assert report.test.full_accuracy == 1.0
     assert report.test.risk == (losses(logits, test.full, test.classes) & ~escalated).mean()
     assert (report.test.image_bytes, report.test.input_bytes) == (99.5, 256)
+    assert 0 < report.test.compressed_bytes < 256
     assert report.data["calibration"] == 30
     low, high = pieces.input_range
     assert (low, high) == (test.inputs.min(), test.inputs.max())

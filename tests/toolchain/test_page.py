@@ -99,6 +99,7 @@ def _pair() -> tuple[Calibrated, Curve, Certified, PairRow]:
         agreement=float((pair == full.argmax(axis=1)).mean()),
         ece=0.0123,
         input_bytes=150528 * 4,
+        compressed_bytes=412_000,
         image_bytes=21_345.6,
     )
     return rule, drawn, certified, test

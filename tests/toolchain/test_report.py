@@ -34,7 +34,7 @@ def _report(**changes: Any) -> Report:
         ),
         "curve": Curve((CurveRow(0.0, 0.0, 0.5, 0.6, 0.1),), (0.5,), (0.5,)),
         "certificate": Certified(GAP, 0.01, 0.95, 300, METHOD, 0.5, 0.0, 0.2),
-        "test": PairRow(20, 0.5, 0.2, 0.9, 0.95, 0.8, 0.05, 0.01, 0.9, 0.1, 256, None),
+        "test": PairRow(20, 0.5, 0.2, 0.9, 0.95, 0.8, 0.05, 0.01, 0.9, 0.1, 256, 200, None),
     }
     return Report(**{**content, **changes})
 
