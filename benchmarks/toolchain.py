@@ -74,7 +74,7 @@ def speed() -> Iterator[Row]:
             f"{name}-like at {_SIZE}x{_SIZE}: INT8 against FP32, one thread",
             f"{ratio:.1f} times faster ({times['fp32'].p50:.1f} to {times['int8'].p50:.1f} ms), "
             f"{size:.1f} times smaller",
-            "2 to 4 times faster, 4 times smaller",
+            "2 to 4 times faster, about 4 times smaller",
             ratio >= 2 and size >= 3.5,
         )
 
