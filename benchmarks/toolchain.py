@@ -160,7 +160,7 @@ def effort() -> Iterator[Row]:
             "--data", str(folder / "photos"), "--out", str(folder / "mobile"), "--gap", "0.05",
             "--mean", ",".join(map(str, _MEAN)), "--std", ",".join(map(str, _STD)),
         ]  # fmt: skip
-        seconds, peak = _watch(command)
+        seconds, peak = watch(command)
     yield Row(
         f"tandem prepare of MobileNetV2 with {_PHOTOS} photos of {_SIZE}x{_SIZE}, {os.cpu_count()} cores",
         f"{seconds:.0f} s, {peak / 2**30:.1f} GiB at most",
@@ -179,7 +179,7 @@ def _write_photos(folder: Path) -> None:
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=92)
 
 
-def _watch(command: list[str]) -> tuple[float, int]:
+def watch(command: list[str]) -> tuple[float, int]:
     """Run `command`; its seconds, and the most memory that it held, in bytes, 0 where that is not told."""
     started, peak = time.monotonic(), 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
