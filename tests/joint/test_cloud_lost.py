@@ -15,6 +15,7 @@ from tests.joint.services import Services, eventually, free_port
 DEADLINE_MS = 200
 RATE = 80.0
 RESUME_S = 2.0
+ON_THE_WAY_S = 0.05  # at most, from a device to the cloud
 IMAGES = (picture(UNSURE), picture(SURE), picture(UNSURE, "JPEG"))
 
 
@@ -37,8 +38,8 @@ def test_the_cloud_dies_under_load_and_comes_back(
 
     with Load(edge.ports[0], IMAGES, rate=RATE, deadline_ms=DEADLINE_MS) as load:
         assert load.go_on(1.0).reasons == {"low_confidence", "confident"}
-        cloud.signal(how)
         killed = time.monotonic()
+        cloud.signal(how)
         assert cloud.wait() == (0 if how is signal.SIGTERM else -signal.SIGKILL)
         gone = load.go_on(1.5)
         again = services.cloud(bundle, grpc_port=port).wait_ready()
@@ -60,8 +61,8 @@ def test_the_cloud_dies_under_load_and_comes_back(
     allowed = {"cloud_unreachable", "breaker_open"}
     assert answers.of("edge_fallback").reasons <= allowed
     if how is signal.SIGTERM:
-        # It finished what it had begun: nobody was turned away before the connection was gone.
-        assert not [a for a in answers.sent_in(0, killed) if a.source == "edge_fallback"]
+        # It finished what it had begun. What a device sent just before may have come to it just after.
+        assert not [a for a in answers.sent_in(0, killed - ON_THE_WAY_S) if a.source == "edge_fallback"]
 
     counted, cloud_counted = edge.metrics(), again.metrics()
     expected = answers.who + before
