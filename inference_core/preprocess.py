@@ -82,7 +82,8 @@ class Preprocess(BaseModel):
     def _check_channels(self) -> Self:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels):
-                raise ValueError(f"{name} must hold 1 or {self.channels} numbers")
+                many = "1 number" if self.channels == 1 else f"1 or {self.channels} numbers"
+                raise ValueError(f"{name} must hold {many}, the images are {self.color}")
         if min(self.std) <= 0:
             raise ValueError("std must hold positive numbers")
         with np.errstate(over="ignore", invalid="ignore"):

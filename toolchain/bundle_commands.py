@@ -4,22 +4,22 @@ import logging
 import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from inference_core import trust
 from inference_core.bundle import load_bundle
 from inference_core.errors import InvalidInput
 from inference_core.manifest import Manifest
 from inference_core.preprocess import Color, Fit, Layout, Preprocess, Resample
 from toolchain import inspection, verification
+from toolchain.arguments import model_name, parse_cuts, parse_shape, read_labels
 from toolchain.graph import Graph, align, check, read_model
 from toolchain.package import PAGE, check_free
-from toolchain.recipe import Exits, Recipe, Targets, check_labels, check_names
+from toolchain.recipe import Exits, Recipe, Targets, check_names
 from toolchain.rules import parse_numbers, parse_size, preprocess_from_options, read_preprocess
 from toolchain.samples import Samples, Wanted, read_samples
 
@@ -141,9 +141,9 @@ def prepare(
     folder --out at once, or nothing.
     """
     # What is quickly checked comes first: a wrong name must not cost minutes.
-    model = _model_name(name, out)
+    model = model_name(name, out)
     targets = Targets(gap, confidence, escalation_budget, max_loss, max_change)
-    cuts = _cuts(cut or ())
+    cuts = parse_cuts(cut or ())
     check_names(model, version, cuts)
     check_free(out, replace=replace)
     options = {"fit": fit, "resample": resample, "color": color, "layout": layout, "scale": scale}
@@ -153,8 +153,8 @@ def prepare(
         **({} if std is None else {"std": parse_numbers(std, "--std")}),
         **({} if resize is None else {"resize": parse_size(resize, "--resize")}),
     }
-    names = None if labels is None else _read_labels(labels)
-    shape = None if input_shape is None else _shape(input_shape)
+    names = None if labels is None else read_labels(labels)
+    shape = None if input_shape is None else parse_shape(input_shape)
     for path in (full, *(path for path in (data, test, edge) if path is not None)):
         if not path.exists():
             raise InvalidInput(f"{path}: no such file or folder")
@@ -183,7 +183,11 @@ def prepare(
         half=half,
         seed=seed,
     )
-    prepared = make(recipe, out, replace_folder=replace, say=_say)
+    try:
+        prepared = make(recipe, out, replace_folder=replace, say=_say)
+    except KeyboardInterrupt:
+        typer.echo("tandem: interrupted, nothing was written", err=True)
+        raise
     console = Console()
     console.print(inspection.describe(prepared.bundle))
     console.print()
@@ -235,20 +239,12 @@ def _wanted(graph: Graph, data: Path, file: Path | None, given: Mapping[str, obj
     resized = False
     if given or data.suffix.lower() != ".npz":
         rules, resized = preprocess_from_options(graph.input, **given)  # type: ignore[arg-type]
+        if rules is not None and not given.keys() & {"scale", "mean", "std"}:
+            _log.warning(
+                "nothing says how pixels become the input: 0 to 255 is taken to be 0 to 1; if the model was "
+                "trained on something else, give --mean and --std, --scale, or --preprocess"
+            )
     return Wanted(graph.input, classes, rules, resized)
-
-
-def _read_labels(path: Path) -> tuple[str, ...]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"--labels {path}: cannot be read: {error}") from error
-    names = tuple(line.strip() for line in lines if line.strip())
-    try:
-        check_labels(names)
-    except InvalidInput as error:
-        raise InvalidInput(f"--labels {path}: {error}") from error
-    return names
 
 
 def _say(line: str) -> None:
@@ -265,33 +261,3 @@ def _next_steps(out: Path) -> tuple[str, str]:
         f"report    {out / PAGE}",
         f"serve it  CLOUD_BUNDLES={folder} tandem-cloud    and    EDGE_BUNDLES={folder} tandem-edge",
     )
-
-
-def _model_name(name: str | None, out: Path) -> str:
-    """The `name` given, or that of the folder if it can be one."""
-    if name is None and not trust.NAME.fullmatch(out.resolve().name):
-        raise InvalidInput(
-            f"{out}: a model cannot be called {out.resolve().name!r}, which does not match "
-            f"{trust.NAME.pattern}; give it a name with --name"
-        )
-    return name if name is not None else out.resolve().name
-
-
-def _cuts(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    cuts: dict[str, tuple[str, ...]] = {}
-    for text in texts:
-        name, _, rest = text.partition("=")
-        tensors = tuple(rest.split("+"))
-        if not name or not all(tensors) or len(set(tensors)) < len(tensors):
-            raise InvalidInput(f"--cut {text}: not NAME=TENSOR[+TENSOR]")
-        if name in cuts:
-            raise InvalidInput(f"--cut {text}: there is a cut {name!r} already")
-        cuts[name] = tensors
-    return cuts
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    sizes = text.lower().split("x")
-    if not all(size.isascii() and size.isdecimal() and int(size) > 0 for size in sizes):
-        raise InvalidInput(f"--input-shape {text}: not sizes such as 3x224x224")
-    return tuple(int(size) for size in sizes)

@@ -57,7 +57,7 @@ class Graph:
 def read_model(path: Path) -> bytes:
     """The bytes of the ONNX file `path`. Raises `InvalidInput` when there is none or it is too large."""
     if not path.is_file():
-        raise InvalidInput(f"{path}: no such file")
+        raise InvalidInput(f"{path}: {'a folder, not an ONNX file' if path.is_dir() else 'no such file'}")
     if path.stat().st_size > MAX_MODEL_BYTES:
         raise InvalidInput(f"{path}: {path.stat().st_size} bytes, the limit is {MAX_MODEL_BYTES}")
     return path.read_bytes()

@@ -101,7 +101,8 @@ def _facts(bundle: Bundle) -> Table:
 
 
 def _models(manifest: Manifest) -> Table:
-    table = _table("model", "precision", "file", "size", "accuracy", "ms")
+    measured = "accuracy" if manifest.reference == "labels" else "agreement"
+    table = _table("model", "precision", "file", "size", measured, "ms")
 
     def add(model: str, variant: Variant) -> None:
         known = "" if variant.accuracy is None else percent(variant.accuracy)
@@ -128,10 +129,11 @@ def _cuts(manifest: Manifest) -> Table:
 def _calibration(manifest: Manifest) -> Table:
     rule = manifest.calibration
     confidence = f"{rule.scorer} at temperature {rule.temperature:.3g}"
-    error = "" if rule.ece is None else f", ECE {percent(rule.ece)}"
+    error = "" if rule.ece is None else f"; ECE {percent(rule.ece)} on the test part"
     table = _grid()
-    table.add_row("trusted", Text(f"from a confidence of {rule.threshold:.4g} on: {confidence}"))
-    table.add_row("measured", Text(f"on {rule.samples:,} samples{error}"))
+    always = "" if rule.threshold > 0 else "; so always, and in cascade the cloud is never asked"
+    table.add_row("trusted", Text(f"from a confidence of {rule.threshold:.4g} on{always}"))
+    table.add_row("judged", Text(f"by {confidence}, fitted on {rule.samples:,} samples{error}"))
     certified = "none" if rule.certificate is None else certificate_words(rule.certificate)
     table.add_row("certified", Text(certified))
     return table

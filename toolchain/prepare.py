@@ -34,6 +34,7 @@ from toolchain.measure import Made, measure
 from toolchain.package import check_free, package
 from toolchain.pair import LEAST_ANSWERED, MOST_HEAD, Edge, Kept, Part, grow_exits, serve_form
 from toolchain.parts import partition
+from toolchain.plausibility import check_plausible
 from toolchain.recipe import Exits, Recipe, Targets
 from toolchain.report import ExitRow, Report
 from toolchain.runs import run_model
@@ -77,6 +78,8 @@ def prepare(recipe: Recipe, folder: Path, *, replace_folder: bool = False, say: 
     calibration, certification, test = (
         _answer(stored, part) for part in (parts.calibration, parts.certification, parts.test)
     )
+    if recipe.samples.classes is not None:
+        check_plausible(calibration.full, calibration.classes)
     say(f"parted: {len(calibration)} to calibrate, {len(certification)} to certify, {len(test)} to test")
     forms = _make_forms(recipe, graph, calibration, test, say)
     surveyed, kept = _make_cuts(recipe, graph, calibration, places, say)
@@ -183,16 +186,25 @@ def _choose_edge(
     least = USEFUL_SHARE if insist else LEAST_ANSWERED
     best_exit, rows = grow_exits(kept, graph, calibration, risk, least=least)
     if best_exit is None and insist:
-        seen = "; ".join(f"{row.cut} answers {row.answered:.0%}" for row in rows)
-        raise ModelError(
-            f"no early exit answers {least:.0%} of the samples with a gap of {targets.gap:.2%}"
-            f" from at most {MOST_HEAD:.0%} of the work: {seen or 'there is no cut to exit at'}"
-        )
+        raise ModelError(_no_exit(kept, rows, least, targets.gap))
     wanted = best_exit is not None and (
         insist or is_faster(best_exit.form, served.form, calibration.inputs[:1])
     )
     chosen = best_exit if best_exit is not None and wanted else served
     return chosen, tuple(replace(row, chosen=row.cut == chosen.cut) for row in rows)
+
+
+def _no_exit(kept: dict[str, Kept], rows: tuple[ExitRow, ...], least: float, gap: float) -> str:
+    """Why there is no early exit, and what might help."""
+    if rows:
+        seen = "; ".join(f"{row.cut} answers {row.answered:.0%}" for row in rows)
+        return f"no early exit answers {least:.0%} of the samples with a gap of {gap:.2%}: {seen}"
+    late = ", ".join(f"{name} at {cut.place.head_share:.0%}" for name, cut in kept.items())
+    return (
+        f"there is no cut to exit at within the first {MOST_HEAD:.0%} of the work"
+        + (f", only {late}" if late else "")
+        + "; name an earlier one with --cut NAME=TENSOR, or give more data"
+    )
 
 
 def _certify(

@@ -105,7 +105,9 @@ def check_names(model: str, version: str, cuts: Collection[str]) -> None:
         try:
             trust.check_name(what, name)
         except BundleError as error:
-            raise InvalidInput(str(error)) from error
+            raise InvalidInput(
+                f"{error}: small letters, digits, '.', '_' and '-', beginning with a letter or a digit"
+            ) from error
         if len(name) > longest:
             raise InvalidInput(f"{what} {name!r} is longer than {longest} characters")
     if not _VERSION.fullmatch(version):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from inference_core.errors import InvalidInput
 from toolchain.images import LabelledImage
 
 LABELS = tuple(str(digit) for digit in range(10))
@@ -49,7 +50,12 @@ def read_scans(part: Part) -> list[LabelledImage]:
 
 
 def write_scans(folder: Path, part: Part = Part.TEST) -> int:
-    """Write the scans of `part` as `folder/<digit>/<number>.png`; how many they are."""
+    """Write the scans of `part` as `folder/<digit>/<number>.png`; how many they are.
+
+    Raises `InvalidInput` for a folder that is not empty: parts must not mix.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise InvalidInput(f"{folder}: is not empty, and parts must not mix; name another folder")
     images = read_scans(part)
     for image in images:
         path = folder / image.name

@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
-from scipy.stats import binom
+from scipy.stats import binom, fisher_exact
 
 from inference_core.bundle import MANIFEST, Bundle
 from inference_core.engine import Engine
@@ -20,6 +20,7 @@ from toolchain.runs import CPU, accuracy, run
 from toolchain.samples import Samples
 
 BESIDE = (MANIFEST, "report.json", "report.html")  # may lie in the folder without being named
+_DRIFTED = 0.001  # chance below which a share has changed
 _NAMED = 5  # stray files that are listed
 
 Engines = Mapping[str, Engine]  # by the digest of the file
@@ -139,6 +140,7 @@ def _on_data(manifest: Manifest, engines: Engines, samples: Samples) -> Iterator
         yield Check("data", False, str(error))
         return
     yield Check("data", True, seen.text)
+    yield from _drift(manifest, seen)
     if manifest.calibration.certificate is not None:
         yield _test(manifest.calibration.certificate, seen)
 
@@ -147,11 +149,13 @@ def _on_data(manifest: Manifest, engines: Engines, samples: Samples) -> Iterator
 class _Seen:
     """What the pair did with the data: `escalated` `[n]`, and `lost` `[n]` where the edge answers a loss.
 
+    `right` `[n]` is where the full model is right, None without labels.
     `weaker` says that the certificate is about labels and the data has none, so that `lost` counts more.
     """
 
     escalated: Flags
     lost: Flags
+    right: Flags | None
     weaker: bool
     text: str
 
@@ -171,7 +175,36 @@ def _see(manifest: Manifest, edge: Logits, full: Logits, labels: Classes | None)
     )
     if own is not None:
         text += f", the full model alone on {percent(accuracy(full, classes))}"
-    return _Seen(escalated, lost & ~escalated, manifest.reference == "labels" and own is None, text)
+    right_ones = None if own is None else full.argmax(axis=1) == classes
+    weaker = manifest.reference == "labels" and own is None
+    return _Seen(escalated, lost & ~escalated, right_ones, weaker, text)
+
+
+def _drift(manifest: Manifest, seen: _Seen) -> Iterator[Check]:
+    """Whether the data is like what was certified, by the two shares that are known of that.
+
+    Fisher's exact test, two-sided, against as many samples as the certification part had. A certificate
+    says nothing about inputs that have changed, even where they do not contradict it.
+    """
+    certificate = manifest.calibration.certificate
+    if certificate is None:
+        return
+    shares = [("drift of escalation", "escalated", seen.escalated, certificate.escalated)]
+    if seen.right is not None:
+        shares.append(("drift of accuracy", "the full model is right on", seen.right, manifest.full.accuracy))
+    for what, name, now, then in shares:
+        if then is None:
+            continue
+        counts = [int(now.sum()), round(then * certificate.samples)]
+        table = [counts, [len(now) - counts[0], certificate.samples - counts[1]]]
+        p = float(fisher_exact(table).pvalue)
+        figures = (
+            f"{name} {percent(counts[0] / len(now))}, {percent(then)} when it was certified; p = {p:.2g}"
+        )
+        if p < _DRIFTED:
+            yield Check(what, False, f"the data is not like that of the certificate: {figures}")
+        else:
+            yield Check(what, True, f"none seen: {figures}")
 
 
 def _test(certificate: Certificate, seen: _Seen) -> Check:
@@ -186,7 +219,10 @@ def _test(certificate: Certificate, seen: _Seen) -> Check:
     gap = certificate.bounds == GAP
     events = seen.lost if gap else seen.escalated
     p = contradiction(int(events.sum()), len(events), certificate.bound)
-    name = "answered wrongly by the edge and rightly by the full model" if gap else "escalated"
+    lost = "answered wrongly by the edge and rightly by the full model"
+    if seen.right is None:
+        lost = "answered by the edge otherwise than by the full model"
+    name = lost if gap else "escalated"
     figures = (
         f"{int(events.sum()):,} of {len(events):,} samples {name}, certified is at most "
         f"{100 * certificate.bound:g} %; p = {p:.2g}"

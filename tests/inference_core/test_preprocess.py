@@ -515,7 +515,7 @@ def test_many_threads_see_what_one_sees() -> None:
         ({"colour": "rgb"}, "colour"),
         ({"mean": (0.5, 0.5)}, "mean must hold 1 or 3 numbers"),
         ({"mean": ()}, "mean must hold 1 or 3 numbers"),
-        ({"color": "gray", "std": (1, 1, 1)}, "std must hold 1 or 1 numbers"),
+        ({"color": "gray", "std": (1, 1, 1)}, "std must hold 1 number, the images are gray"),
         ({"std": (0.0,)}, "std must hold positive numbers"),
         ({"std": (1.0, -1.0, 1.0)}, "std must hold positive numbers"),
         ({"scale": 0.0}, "scale"),

@@ -82,7 +82,7 @@ def test_a_certificate_an_exit_and_the_ece_are_shown(make_bundle: Callable[..., 
         content["cuts"][0] |= {"head_ms": 0.5, "tail_ms": 12.0}
         content["reference"] = "full"
     text = _text(folder)
-    assert "on 100 samples, ECE 1.2 %" in text
+    assert "fitted on 100 samples; ECE 1.2 % on the test part" in text
     assert "With 95 % confidence, on at most 2 % of inputs the edge gives a wrong answer" in text
     assert "means features UINT8 [3] 3 B 100 % fp32" in text
     assert "pixels features UINT8 [3, 8, 8] 192 B 100 % 0.50 12.0" in text

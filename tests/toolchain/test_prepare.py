@@ -327,9 +327,13 @@ def test_a_cut_that_changes_answers_is_refused(tmp_path: Path) -> None:
 
 def test_an_exit_that_answers_too_little_is_refused(tmp_path: Path) -> None:
     recipe = replace(_sensor(), targets=Targets(gap=0.02, max_loss=0.05))
-    with pytest.raises(ModelError, match=r"no early exit answers 10% .* of the work: cut\S+ answers \d+%"):
+    with pytest.raises(
+        ModelError, match=r"no early exit answers 10% .* a gap of 2\.00%: cut\S+ answers \d+%"
+    ):
         prepare(recipe, tmp_path / "sensor")
-    with pytest.raises(ModelError, match="of the work: there is no cut to exit at"):
+    with pytest.raises(
+        ModelError, match="there is no cut to exit at within the first 80% of the work; name an earlier"
+    ):
         prepare(replace(_sensor(), cuts={}), tmp_path / "sensor")
     assert not any(tmp_path.iterdir())
 

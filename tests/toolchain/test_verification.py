@@ -225,8 +225,21 @@ def test_the_verdict_turns_where_the_exact_test_does(certified: Path) -> None:
 def test_errors_that_the_full_model_makes_too_are_no_losses(certified: Path) -> None:
     samples = Samples(bundles.pixels(*[SURE] * 50), np.full(50, BLUE), None)
     checks = verify(load_bundle(certified), samples)
-    assert _failed(checks) == {}
     assert "not contradicted: 0 of 50" in _found(checks, "certificate on the data").detail
+    # But a full model that is never right any more is a sign of other data.
+    assert _failed(checks).keys() == {"drift of accuracy"}
+
+
+def test_more_escalations_than_were_certified_are_a_drift(certified: Path) -> None:
+    with edited(certified) as content:
+        content["calibration"]["certificate"]["escalated"] = 0.1
+    bundle = load_bundle(certified)
+    unsure = Samples(bundles.pixels(*[UNSURE] * 100), None, None)
+    drift = _found(verify(bundle, unsure), "drift of escalation")
+    assert not drift.passed
+    assert "is not like that of the certificate: escalated 100 %" in drift.detail
+    few = Samples(bundles.pixels(UNSURE), None, None)  # one sample says little
+    assert _found(verify(bundle, few), "drift of escalation").passed
 
 
 def test_a_certificate_by_labels_is_not_refuted_without_labels(certified: Path) -> None:
