@@ -30,15 +30,20 @@ def describe(bundle: Bundle) -> RenderableType:
     return Group(*parts, Text(), _calibration(manifest))
 
 
-def certificate_words(certificate: Certificate | Certified) -> str:
-    """What `certificate` promises, what it rests on and what voids it, in plain sentences."""
+def certificate_words(certificate: Certificate | Certified, reference: str = "labels") -> str:
+    """What `certificate` promises, what it rests on and what voids it, in plain sentences.
+
+    `reference` as in the manifest: where the full model's answers were right, it is about those.
+    """
     bound, level = _exact(certificate.bound), _exact(certificate.confidence)
     promise = f"at most {bound}: {printable(certificate.bounds)}"
-    if certificate.bounds == GAP:
+    if certificate.bounds == GAP and reference == "full":
+        promise = f"on at most {bound} of inputs the edge answers otherwise than the full model would"
+    elif certificate.bounds == GAP:
         points = bound.replace(" %", " point" if bound == "1 %" else " points")
         promise = (
             f"on at most {bound} of inputs the edge gives a wrong answer where the full model would give "
-            f"the right one, so the pair's accuracy is at most {points} below its"
+            f"the right one, so the pair's accuracy is at most {points} below the full model's"
         )
     elif certificate.bounds == ESCALATION:
         promise = f"at most {bound} of inputs are escalated"
@@ -134,7 +139,9 @@ def _calibration(manifest: Manifest) -> Table:
     always = "" if rule.threshold > 0 else "; so always, and in cascade the cloud is never asked"
     table.add_row("trusted", Text(f"from a confidence of {rule.threshold:.4g} on{always}"))
     table.add_row("judged", Text(f"by {confidence}, fitted on {rule.samples:,} samples{error}"))
-    certified = "none" if rule.certificate is None else certificate_words(rule.certificate)
+    certified = (
+        "none" if rule.certificate is None else certificate_words(rule.certificate, manifest.reference)
+    )
     table.add_row("certified", Text(certified))
     return table
 

@@ -79,7 +79,7 @@ def page(report: Report) -> str:
         by_labels=report.reference == "labels",
         served=next((form for form in edges if form.verdict == "served"), None),
         exit=next((row for row in report.exits if row.chosen), None),
-        certificate=None if report.certificate is None else certificate_words(report.certificate),
+        certificate=report.certificate and certificate_words(report.certificate, report.reference),
         forms={"Edge model": edges, "Full model": fulls},
         in_float={name for form in report.forms for name in form.in_float},
         widest=max((layer.error for layer in report.layers), default=0.0) or 1.0,

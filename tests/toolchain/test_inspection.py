@@ -83,7 +83,7 @@ def test_a_certificate_an_exit_and_the_ece_are_shown(make_bundle: Callable[..., 
         content["reference"] = "full"
     text = _text(folder)
     assert "fitted on 100 samples; ECE 1.2 % on the test part" in text
-    assert "With 95 % confidence, on at most 2 % of inputs the edge gives a wrong answer" in text
+    assert "With 95 % confidence, on at most 2 % of inputs the edge answers otherwise than" in text
     assert "means features UINT8 [3] 3 B 100 % fp32" in text
     assert "pixels features UINT8 [3, 8, 8] 192 B 100 % 0.50 12.0" in text
     assert "the answers of the full model" in text
@@ -144,9 +144,12 @@ def test_certificates_in_words() -> None:
     certificate = Certificate.model_validate(CERTIFICATE)
     assert certificate_words(certificate) == (
         "With 95 % confidence, on at most 2 % of inputs the edge gives a wrong answer where the full model "
-        "would give the right one, so the pair's accuracy is at most 2 points below its. Shown by "
-        "2,500 certification samples, with 1.2 % such answers and 16.3 % escalated. It holds only for inputs "
+        "would give the right one, so the pair's accuracy is at most 2 points below the full model's. Shown "
+        "by 2,500 certification samples, with 1.2 % such answers and 16.3 % escalated. It holds only for inputs "
         "like those of the certification part; drift voids it."
+    )
+    assert "on at most 2 % of inputs the edge answers otherwise than the full model would." in (
+        certificate_words(certificate, "full")
     )
     budget = certificate.model_copy(update={"bounds": ESCALATION, "bound": 0.125, "observed": None})
     assert certificate_words(budget) == (
