@@ -145,8 +145,8 @@ def test_certificates_in_words() -> None:
     assert certificate_words(certificate) == (
         "With 95 % confidence, on at most 2 % of inputs the edge gives a wrong answer where the full model "
         "would give the right one, so the pair's accuracy is at most 2 points below the full model's. Shown "
-        "by 2,500 certification samples, with 1.2 % such answers and 16.3 % escalated. It holds only for inputs "
-        "like those of the certification part; drift voids it."
+        "by 2,500 certification samples, with 1.2 % such answers and 16.3 % escalated. It holds only for "
+        "inputs like those of the certification part; drift voids it."
     )
     assert "on at most 2 % of inputs the edge answers otherwise than the full model would." in (
         certificate_words(certificate, "full")
