@@ -53,7 +53,10 @@ async def serve(settings: Settings) -> int:
         metrics_server, metrics_port = metrics.serve(settings.host, settings.metrics_port)
         await grpc_server.start()
     except (OSError, RuntimeError) as error:
-        _log.error("cannot listen on %s: %s", settings.host, error)
+        _log.error(
+            "cannot listen on %s: %s; the ports are CLOUD_HTTP_PORT, CLOUD_GRPC_PORT and CLOUD_METRICS_PORT",
+            settings.host, error,
+        )  # fmt: skip
         return 1
     http_server.start()
     _log.info(
@@ -68,7 +71,7 @@ async def serve(settings: Settings) -> int:
         _log.info("ready: %s", ", ".join(served.name for served in models.all()))
         await stopping.wait()
     except BundleError as error:
-        _log.error("refusing to serve: %s", error)
+        _log.error("refusing to serve: %s; CLOUD_BUNDLES names the folders, from the current one", error)
         status = 1
 
     # 1. say so, 2. finish what is in flight, 3. answer whoever still waits, 4. close the rest

@@ -95,7 +95,10 @@ async def serve(settings: Settings) -> int:
         metrics_server, metrics_port = metrics.serve(settings.host, settings.metrics_port)
         await grpc_server.start()
     except (OSError, RuntimeError) as error:
-        _log.error("cannot listen on %s: %s", settings.host, error)
+        _log.error(
+            "cannot listen on %s: %s; the ports are EDGE_HTTP_PORT, EDGE_GRPC_PORT and EDGE_METRICS_PORT",
+            settings.host, error,
+        )  # fmt: skip
         return 1
     http_server.start()
     _log.info(
@@ -114,7 +117,7 @@ async def serve(settings: Settings) -> int:
         _log.info("ready: %s", ", ".join(model.name for model in slots.all()))
         await stopping.wait()
     except BundleError as error:
-        _log.error("refusing to serve: %s", error)
+        _log.error("refusing to serve: %s; EDGE_BUNDLES names the folders, from the current one", error)
         status = 1
 
     # 1. say so, 2. finish what is in flight, 3. let the cloud go, 4. close the rest

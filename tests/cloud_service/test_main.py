@@ -70,6 +70,7 @@ def test_taken_port_ends_it(make_bundle: MakeBundle) -> None:
         status, _, err = ended(CLOUD_BUNDLES=str(make_bundle()), CLOUD_GRPC_PORT=port)
     assert status == 1
     assert "cannot listen on 127.0.0.1" in err
+    assert "the ports are CLOUD_HTTP_PORT" in err
 
 
 def test_it_tells_its_ports_and_ends_well_when_told_to(make_bundle: MakeBundle) -> None:
