@@ -206,6 +206,7 @@ def test_the_remaining_time_goes_up_as_the_deadline(services: Services, bundle: 
         eventually(lambda: device.predict(picture(UNSURE)).source == "cloud", 5, "the edge is connected")
         cloud.time_left_s.clear()
         for mode in ("cascade", "cloud", "split"):
-            device.predict(picture(UNSURE), mode=mode, deadline_ms=1000)
+            device.predict(picture(UNSURE), mode=mode, deadline_ms=900)
     assert len(cloud.time_left_s) == 3
-    assert all(0.8 < seconds < 1.0 for seconds in cloud.time_left_s)
+    # gRPC rounds up to whole milliseconds; from a second on it would be to tens of them.
+    assert all(0.7 < seconds <= 0.901 for seconds in cloud.time_left_s), cloud.time_left_s
