@@ -75,11 +75,10 @@ def prepare(recipe: Recipe, folder: Path, *, replace_folder: bool = False, say: 
     _check_enough(len(parts.certification), recipe.targets)
     places = _find_places(recipe, parts.calibration)
     stored = half_weights(graph.data) if recipe.half else graph.data
-    calibration, certification, test = (
-        _answer(stored, part) for part in (parts.calibration, parts.certification, parts.test)
-    )
+    calibration = _answer(stored, parts.calibration)
     if recipe.samples.classes is not None:
         check_plausible(calibration.full, calibration.classes)
+    certification, test = _answer(stored, parts.certification), _answer(stored, parts.test)
     say(f"parted: {len(calibration)} to calibrate, {len(certification)} to certify, {len(test)} to test")
     forms = _make_forms(recipe, graph, calibration, test, say)
     surveyed, kept = _make_cuts(recipe, graph, calibration, places, say)

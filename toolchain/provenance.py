@@ -1,4 +1,4 @@
-"""Where a bundle comes from: versions, machine, seed and options, for the report."""
+"""Where a bundle comes from: versions, machine, seed and targets, for the report."""
 
 import platform
 from dataclasses import asdict
@@ -19,7 +19,6 @@ def provenance(recipe: Recipe) -> dict[str, Any]:
         "vnni": has_vnni(),
         "seed": recipe.seed,
         "targets": asdict(recipe.targets),
-        "options": dict(recipe.options),
     }
 
 

@@ -65,8 +65,7 @@ class Recipe:
     `full` and `edge` are models that were checked; without `edge` the edge gets a form of the full model
     or an early exit of it, as `exits` says. `samples` are parted by `seed`, unless there is a `test` part of
     its own. `cuts` are tensors of the simplified full model by the cut's name; without it they are looked
-    for. With `half`, weights of the full model and of the cuts are stored
-    in 16 bits. `options` are noted in the report.
+    for. With `half`, weights of the full model and of the cuts are stored in 16 bits.
 
     Raises `InvalidInput` for names that a bundle cannot have, for labels that do not fit the model, and
     when only one of `samples` and `test` has labels.
@@ -85,7 +84,6 @@ class Recipe:
     exits: Exits = Exits.AUTO
     half: bool = False
     seed: int = 0
-    options: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_names(self.model, self.version, self.cuts or ())

@@ -100,7 +100,7 @@ class PairRow:
 class Report:
     """The whole of `report.json`.
 
-    `made` names versions, machine, seed and options; `data` the sizes of the parts, what was skipped, and
+    `made` names versions, machine, seed and targets; `data` the sizes of the parts, what was skipped, and
     whether labels or the full model's answers were taken as right; `notes` what was changed in the model.
     """
 

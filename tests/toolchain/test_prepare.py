@@ -51,7 +51,6 @@ def _networks() -> Recipe:
         targets=Targets(gap=0.03, max_loss=0.05),
         half=True,
         seed=5,
-        options={"data": "photos"},
     )
 
 
@@ -216,7 +215,6 @@ def test_the_report_has_all_figures(pair: Prepared, exiting: Prepared) -> None:
         "skipped": ["bad.png: no image"],
     }
     assert report["made"]["seed"] == 5
-    assert report["made"]["options"] == {"data": "photos"}
     assert report["made"]["targets"]["gap"] == 0.03
     assert report["test"]["image_bytes"] == 123.5
     assert report["test"]["input_bytes"] == 256
