@@ -24,6 +24,7 @@ from toolchain.playback import Playback, play_back, summary
 from toolchain.processes import ServiceFailed
 from toolchain.samples import Wanted, samples_of
 from toolchain.ticker import Ticker
+from toolchain.tune_command import app as tune_app
 
 WRONG_INPUT = 2  # the exit status that argument parsers have for it
 
@@ -37,6 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bundle_app)
+app.add_typer(tune_app)
 
 Data = Annotated[
     Path | None,
