@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 CODE := protos inference_core edge_node cloud_service toolchain examples benchmarks deploy tests
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test bench-toolchain lint format protos lock clean
+.PHONY: help demo test bench-toolchain bench-joint bench-serving lint format protos lock clean
 .DEFAULT_GOAL := help
 
 help:  ## say what can be made
@@ -28,6 +28,12 @@ test: $(READY)  ## run the tests
 bench-toolchain: $(READY)  ## measure what the toolchain makes; TANDEM_CIFAR10 names the folder with test.zip
 	$(BIN)/python -m benchmarks.toolchain --out docs/figures-toolchain.md
 
+bench-serving: $(READY)  ## measure the edge beside ONNX Runtime and other servers; TANDEM_CIFAR10 as above
+	$(BIN)/python -m benchmarks.serving --out docs/benchmarks.md
+
+bench-joint: $(READY)  ## measure joint inference over emulated links; TANDEM_CIFAR10 names the folder with test.zip
+	$(BIN)/python -m benchmarks.joint
+
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,6 +54,7 @@ lock:  ## pin every dependency anew: services, then everything but PyTorch
 	.cache/uv/bin/pip install --quiet uv
 	.cache/uv/bin/uv $(LOCK) --extra dev --output-file requirements-dev.lock pyproject.toml
 	.cache/uv/bin/uv $(LOCK) --constraint requirements-dev.lock --output-file requirements.lock pyproject.toml
+	.cache/uv/bin/uv $(LOCK) --output-file tests/conformance/requirements.lock tests/conformance/requirements.in
 
 clean:  ## remove what was made here
 	rm -rf $(VENV) .cache build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -18,11 +18,21 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from cloud_service.admin import HttpServer, create_admin
+from cloud_service.descriptions import create_catalogue
+from cloud_service.grpc_server import GrpcServer
 from cloud_service.logs import configure_logging
 from cloud_service.metrics import Metrics
 from cloud_service.models import Models, load_models
-from cloud_service.servicer import GrpcServer, Servicer
-from cloud_service.settings import Settings, config_path, describe, load_settings, misspelt_variables
+from cloud_service.open_inference import OpenInference
+from cloud_service.servicer import Servicer
+from cloud_service.settings import (
+    Settings,
+    config_path,
+    describe,
+    load_settings,
+    misspelt_variables,
+    tune_grpc,
+)
 from inference_core.errors import BundleError
 
 VERSION = version("tandem-inference")
@@ -44,12 +54,18 @@ async def serve(settings: Settings) -> int:
     models = Models()
     runs = ThreadPoolExecutor(1, "run")
     decoders = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
-    grpc_server = GrpcServer(Servicer(models, metrics, decoders, VERSION), settings)
+    catalogue = create_catalogue(models, settings, VERSION)
+    protocol = OpenInference(models, catalogue, metrics, decoders, settings.max_message_bytes)
+    # Of one stream, as many as may wait and run.
+    inflight = settings.max_queue + settings.max_batch_size
+    grpc_server = GrpcServer(Servicer(models, metrics, decoders, catalogue, inflight), settings)
 
     # Listen first, so that health says "loading" instead of refusing; then load; then be ready.
     grace_s = settings.shutdown_ms / 1000
     try:
-        http_server = HttpServer(create_admin(models), settings.host, settings.http_port, grace_s)
+        http_server = HttpServer(
+            create_admin(models, protocol.routes()), settings.host, settings.http_port, grace_s
+        )
         metrics_server, metrics_port = metrics.serve(settings.host, settings.metrics_port)
         await grpc_server.start()
     except (OSError, RuntimeError) as error:
@@ -105,6 +121,7 @@ def main() -> None:
         settings = load_settings(arguments.config or config_path())
     except ValueError as error:
         parser.exit(2, f"tandem-cloud: {error}\n")
+    tune_grpc()
     configure_logging(settings.log_level, settings.log_format)
     for name, setting in misspelt_variables().items():
         _log.warning("%s is set, but is no setting; did you mean %s?", name, setting)

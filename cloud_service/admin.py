@@ -1,21 +1,22 @@
-"""The cloud's HTTP side: health for orchestrators, and what is served, for people."""
+"""The cloud's HTTP side: health for orchestrators, what is served, for people, and the REST protocol."""
 
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from cloud_service.models import Models
+from cloud_service.open_inference import ERROR_HANDLERS
 
 
-def create_admin(models: Models) -> Starlette:
-    """The app behind `/healthz`, `/readyz` and `/v1/models`."""
+def create_admin(models: Models, protocol: Sequence[BaseRoute] = ()) -> Starlette:
+    """The app behind `/healthz`, `/readyz` and `/v1/models`, with the routes of `protocol` beside them."""
 
     async def healthz(_: Request) -> JSONResponse:
         return JSONResponse({"live": True})
@@ -33,7 +34,9 @@ def create_admin(models: Models) -> Starlette:
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/v1/models", list_models),
-        ]
+            *protocol,
+        ],
+        exception_handlers=ERROR_HANDLERS,
     )
 
 

@@ -1,6 +1,7 @@
 """Every metric of the cloud service, declared once, on a registry that is passed in."""
 
 from collections.abc import Callable
+from functools import cache, partial
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -9,11 +10,36 @@ SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.08, 0.1, 0.2, 0.5, 1.0, 2.0,
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
+class Series:
+    """One model's series, each looked up once: labels cost more than the counting."""
+
+    def __init__(self, metrics: "Metrics", model: str) -> None:
+        self.outcome = cache(partial(metrics.requests.labels, model))
+        self.stage = cache(partial(metrics.stages.labels, model))
+        self.seconds = metrics.seconds.labels(model)
+        self.received = metrics.bytes.labels(model, "received")
+        self.sent = metrics.bytes.labels(model, "sent")
+
+
+class Method:
+    """The series of one gRPC method, each looked up once."""
+
+    def __init__(self, metrics: "Metrics", kind: str, service: str, method: str) -> None:
+        labels = (kind, service, method)
+        self.started = metrics.grpc_started.labels(*labels)
+        self.handled = cache(partial(metrics.grpc_handled.labels, *labels))
+        self.seconds = metrics.grpc_seconds.labels(*labels)
+        self.received = metrics.grpc_received.labels(*labels)
+        self.sent = metrics.grpc_sent.labels(*labels)
+
+
 class Metrics:
     """The counters, gauges and histograms of one process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
+        self.series = cache(partial(Series, self))
+        self.method = cache(partial(Method, self))
         self.requests = Counter(
             "tandem_cloud_requests",
             "Calls answered, by what became of them.",
@@ -54,6 +80,12 @@ class Metrics:
         self.grpc_started = Counter("grpc_server_started", "gRPC calls started.", method, registry=registry)
         self.grpc_handled = Counter(
             "grpc_server_handled", "gRPC calls ended, by status.", [*method, "grpc_code"], registry=registry
+        )
+        self.grpc_received = Counter(
+            "grpc_server_msg_received", "Messages received on gRPC calls.", method, registry=registry
+        )
+        self.grpc_sent = Counter(
+            "grpc_server_msg_sent", "Messages sent on gRPC calls.", method, registry=registry
         )
         self.grpc_seconds = Histogram(
             "grpc_server_handling_seconds",

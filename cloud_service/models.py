@@ -1,67 +1,56 @@
 """The models that the cloud serves, made from bundles.
 
-A bundle called `m` gives three kinds of models, each with one signature: `m` (the full model on its
-input tensor), `m.image` (the same on encoded images, preprocessed here), and `m.tail.<cut>` (the rest of
-the full model on the features at a cut).
+A bundle called `m` gives four kinds of models, each with one signature: `m` (the full model on its input
+tensor), `m.image` (the same on encoded images, preprocessed here), `m.tail.<cut>` (the rest of the full model
+on the features at a cut), and `m.packed.<cut>` (the same on packed features, unpacked here).
 """
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from cloud_service.batcher import Batcher
+from cloud_service.decoding import IMAGE, Decoder, Images, Packed
 from cloud_service.metrics import Metrics
 from cloud_service.settings import Settings
 from inference_core.bundle import Bundle, File, load_bundle
 from inference_core.engine import Engine, TensorSpec
-from inference_core.errors import BundleError, InvalidInput, ModelNotFound, NotReady, VersionMismatch
-from inference_core.preprocess import Preprocess
-from inference_core.tensors import Tensors
+from inference_core.errors import BundleError, ModelNotFound, NotReady, VersionMismatch
+from inference_core.statistics import Statistics
 
-IMAGE = "image"
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Images:
-    """How a model that takes encoded images makes the tensor `input_name` of them."""
-
-    rules: Preprocess
-    input_name: str
-    max_pixels: int
-    max_images: int
-
-    def decode(self, inputs: Tensors) -> Tensors:
-        """The input tensor for `{"image": BYTES[n]}`; `InvalidInput` or `TooLarge` for a bad image."""
-        if inputs.keys() != {IMAGE} or inputs[IMAGE].dtype != object or inputs[IMAGE].ndim != 1:
-            raise InvalidInput(f"this model takes one input, {IMAGE!r}: BYTES of shape [-1]")
-        images = inputs[IMAGE]
-        if not 1 <= len(images) <= self.max_images:
-            raise InvalidInput(f"{len(images)} images in one request, the limits are 1 and {self.max_images}")
-        rows = [self.rules.tensor(image, self.max_pixels) for image in images]
-        return {self.input_name: np.concatenate(rows)}
-
-
-@dataclass(frozen=True)
 class Served:
-    """One model as callers see it. `images` is None for models on tensors."""
+    """One model as callers see it. `decoder` is None for models on tensors; `labels` name its classes."""
 
     name: str
     version: str
     digest: str
     engine: Engine
     batcher: Batcher
-    images: Images | None = None
+    decoder: Decoder | None = None
+    labels: tuple[str, ...] = ()
+    statistics: Statistics = field(default_factory=Statistics)
+
+    def answered(
+        self, rows: int, total_s: float, queue_s: float, input_s: float, infer_s: float, output_s: float
+    ) -> None:
+        """Count one answered request in `statistics`; the arguments are those of `Statistics.success`."""
+        self.statistics.success(rows, total_s, queue_s, input_s, infer_s, output_s)
+        if self.decoder is not None:
+            # Its runs are those of the model on tensors, and counted there, whoever shared them. As for an
+            # ensemble, one request is one execution.
+            self.statistics.executed(rows, infer_s, input_s, output_s)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """What a call must bring."""
-        return self.engine.inputs if self.images is None else (TensorSpec(IMAGE, "BYTES", (-1,)),)
+        return self.engine.inputs if self.decoder is None else self.decoder.inputs
 
 
 class Models:
@@ -133,6 +122,7 @@ def _load_bundle(
     def serve(name: str, file: File, precision: str) -> Served:
         engine = bundle.engine(file, threads=settings.threads, providers=PROVIDERS)
         slowest = engine.warm_up(bundle.sample(file))
+        statistics = Statistics()
         batcher = Batcher(
             engine,
             executor,
@@ -141,14 +131,27 @@ def _load_bundle(
             max_queue=settings.max_queue,
             clock=clock,
             on_run=metrics.batch_observer(name),
+            on_ran=statistics.executed,
+            inline_s=settings.inline_ms / 1000,
         )
+        batcher.cost.observe(1, slowest)
         metrics.add_model(name, manifest.version, precision, bundle.digest, lambda: batcher.depth)
         _log.info("serving %s from %s/%s, one run %.2f ms", name, folder, file.file, slowest * 1000)
-        return Served(name, manifest.version, bundle.digest, engine, batcher)
+        return Served(
+            name, manifest.version, bundle.digest, engine, batcher,
+            labels=manifest.labels, statistics=statistics,
+        )  # fmt: skip
 
     full = serve(manifest.model, manifest.full, manifest.full.precision)
     tails = [serve(f"{manifest.model}.tail.{cut.name}", cut.tail, "tail") for cut in manifest.cuts]
-    return [full, *_image_model(full, bundle, settings), *tails]
+    packed = [
+        Served(
+            f"{manifest.model}.packed.{cut.name}", tail.version, tail.digest, tail.engine, tail.batcher,
+            Packed(cut.boundary), tail.labels,
+        )
+        for cut, tail in zip(manifest.cuts, tails, strict=True)
+    ]  # fmt: skip
+    return [full, *_image_model(full, bundle, settings), *tails, *packed]
 
 
 def _image_model(full: Served, bundle: Bundle, settings: Settings) -> list[Served]:
@@ -158,4 +161,4 @@ def _image_model(full: Served, bundle: Bundle, settings: Settings) -> list[Serve
     rules.warm_up()
     images = Images(rules, bundle.manifest.input.name, settings.max_pixels, settings.max_batch_size)
     name = f"{full.name}.{IMAGE}"
-    return [Served(name, full.version, full.digest, full.engine, full.batcher, images)]
+    return [Served(name, full.version, full.digest, full.engine, full.batcher, images, full.labels)]

@@ -6,39 +6,53 @@ The only file of the service that touches gRPC.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
 
+from cloud_service.batcher import Batched
+from cloud_service.deadline import time_left
 from cloud_service.metrics import Metrics
 from cloud_service.models import Models, Served
-from cloud_service.settings import Settings
-from inference_core.engine import TensorSpec
-from inference_core.errors import ModelNotFound, NotReady, TandemError, VersionMismatch, grpc_status
-from inference_core.tensors import Parameter, from_request, get_parameters, to_response
+from cloud_service.stream import Stream, parse, wrapped
+from inference_core.catalogue import Catalogue
+from inference_core.classification import check_outputs, class_count, select
+from inference_core.errors import TandemError, grpc_status
+from inference_core.tensors import Parameter, from_request, get_outputs, get_parameters, to_response
 from protos import open_inference_pb2 as oip
 from protos import open_inference_pb2_grpc as oip_grpc
 
 SERVICE = "inference.GRPCInferenceService"
-EXTENSIONS = ("tandem",)
+_BIDI = "bidi_stream"
 _FOREVER_S = 3600.0
-_MESSAGE_OVERHEAD = 64 << 10  # names, shapes and parameters around the tensors
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+_M = TypeVar("_M", bound=Message)
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Servicer(oip_grpc.GRPCInferenceServiceServicer):
     """Answers each call of the protocol from `Models`."""
 
-    def __init__(self, models: Models, metrics: Metrics, decoders: Executor, version: str) -> None:
+    def __init__(
+        self,
+        models: Models,
+        metrics: Metrics,
+        decoders: Executor,
+        catalogue: Catalogue,
+        max_inflight: int = 256,
+    ) -> None:
+        """`max_inflight` bounds the requests of one stream that are being answered."""
+        self._max_inflight = max_inflight
+        self._streams: set[Stream] = set()
         self._models = models
         self._metrics = metrics
         self._decoders = decoders
-        self._version = version
+        self._catalogue = catalogue
 
     async def ServerLive(self, request: oip.ServerLiveRequest, context: _Context) -> oip.ServerLiveResponse:
         return await self._handle("ServerLive", context, _ready(oip.ServerLiveResponse(live=True)))
@@ -46,57 +60,99 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
     async def ServerReady(
         self, request: oip.ServerReadyRequest, context: _Context
     ) -> oip.ServerReadyResponse:
-        answer = oip.ServerReadyResponse(ready=self._models.ready)
+        answer = oip.ServerReadyResponse(ready=self._catalogue.ready)
         return await self._handle("ServerReady", context, _ready(answer))
 
     async def ModelReady(self, request: oip.ModelReadyRequest, context: _Context) -> oip.ModelReadyResponse:
-        return await self._handle("ModelReady", context, self._model_ready(request))
+        ready = self._catalogue.model_ready(request.name, request.version)
+        return await self._handle("ModelReady", context, _ready(oip.ModelReadyResponse(ready=ready)))
 
     async def ServerMetadata(
         self,
         request: oip.ServerMetadataRequest,
         context: _Context,
     ) -> oip.ServerMetadataResponse:
-        answer = oip.ServerMetadataResponse(name="tandem-cloud", version=self._version, extensions=EXTENSIONS)
-        return await self._handle("ServerMetadata", context, _ready(answer))
+        work = _told(oip.ServerMetadataResponse(), self._catalogue.server)
+        return await self._handle("ServerMetadata", context, work)
 
     async def ModelMetadata(
         self, request: oip.ModelMetadataRequest, context: _Context
     ) -> oip.ModelMetadataResponse:
-        return await self._handle("ModelMetadata", context, self._model_metadata(request))
+        work = _told(oip.ModelMetadataResponse(), self._catalogue.metadata, request.name, request.version)
+        return await self._handle("ModelMetadata", context, work)
 
-    async def ModelInfer(self, request: oip.ModelInferRequest, context: _Context) -> oip.ModelInferResponse:
-        with self._metrics.inflight.track_inprogress():
-            return await self._handle("ModelInfer", context, self._infer(request, context))
+    async def ModelConfig(
+        self, request: oip.ModelConfigRequest, context: _Context
+    ) -> oip.ModelConfigResponse:
+        answer = oip.ModelConfigResponse()
+        work = _told(answer, lambda: {"config": self._catalogue.config(request.name, request.version)})
+        return await self._handle("ModelConfig", context, work)
 
-    async def _model_ready(self, request: oip.ModelReadyRequest) -> oip.ModelReadyResponse:
+    async def ModelStatistics(
+        self, request: oip.ModelStatisticsRequest, context: _Context
+    ) -> oip.ModelStatisticsResponse:
+        work = _told(oip.ModelStatisticsResponse(), self._catalogue.statistics, request.name, request.version)
+        return await self._handle("ModelStatistics", context, work)
+
+    async def RepositoryIndex(
+        self, request: oip.RepositoryIndexRequest, context: _Context
+    ) -> oip.RepositoryIndexResponse:
+        work = _told(oip.RepositoryIndexResponse(), lambda: {"models": self._catalogue.index(request.ready)})
+        return await self._handle("RepositoryIndex", context, work)
+
+    async def ModelInfer(self, data: bytes, context: _Context) -> bytes:
+        encode = oip.ModelInferResponse.SerializeToString
+        work = self._infer(lambda: parse(data), len(data), encode, context.time_remaining())
+        return await self._handle("ModelInfer", context, work)
+
+    async def ModelStreamInfer(self, _: object, context: _Context) -> None:
+        method = self._metrics.method(_BIDI, SERVICE, "ModelStreamInfer")
+        stream = Stream(
+            context, self._infer_streamed, self._refuse, self._status,
+            limit=self._max_inflight, on_received=method.received.inc, on_sent=method.sent.inc,
+        )  # fmt: skip
+        self._streams.add(stream)
         try:
-            self._models.get(request.name, request.version)
-        except (ModelNotFound, VersionMismatch, NotReady):
-            return oip.ModelReadyResponse(ready=False)
-        return oip.ModelReadyResponse(ready=True)
+            await self._handle("ModelStreamInfer", context, stream.serve(), _BIDI)
+        finally:
+            self._streams.discard(stream)
 
-    async def _model_metadata(self, request: oip.ModelMetadataRequest) -> oip.ModelMetadataResponse:
-        served = self._models.get(request.name, request.version)
-        return oip.ModelMetadataResponse(
-            name=served.name,
-            versions=[served.version],
-            platform="onnxruntime_onnx",
-            inputs=[_metadata(spec) for spec in served.inputs],
-            outputs=[_metadata(spec) for spec in served.engine.outputs],
-        )
+    def end_streams(self) -> None:
+        """Read no more requests from any stream; those that were read are answered still."""
+        for stream in self._streams:
+            stream.end()
 
-    async def _infer(self, request: oip.ModelInferRequest, context: _Context) -> oip.ModelInferResponse:
+    async def _infer_streamed(self, request: oip.ModelInferRequest, size: int) -> bytes:
+        return await self._infer(lambda: request, size, wrapped)
+
+    def _refuse(self, request: oip.ModelInferRequest, size: int) -> None:
+        """Count a request that its stream has no room for."""
+        try:
+            served = self._models.get(request.model_name)
+        except TandemError:
+            served = None
+        self._metrics.inflight.inc()
+        self._count(served, "resource_exhausted", 0.0, size, None)
+
+    async def _infer(
+        self,
+        receive: Callable[[], oip.ModelInferRequest],
+        size: int,
+        encode: Callable[[oip.ModelInferResponse], bytes],
+        left_s: float | None = None,
+    ) -> bytes:
+        """Answer and count one request of `size` bytes. Its caller gives it `left_s` seconds, None for all
+        the time there is; its parameters may give it less."""
         started = time.monotonic()
-        outcome, name = "failed", "unknown"
+        outcome, served, answer = "failed", None, None
+        self._metrics.inflight.inc()
         try:
+            request = receive()
             parameters = get_parameters(request.parameters)
             digest = str(parameters.get("tandem_bundle", ""))
             served = self._models.get(request.model_name, request.model_version, digest)
-            name = served.name
-            self._metrics.bytes.labels(name, "received").inc(request.ByteSize())
-            response = await self._run(served, request, context)
-            self._metrics.bytes.labels(name, "sent").inc(response.ByteSize())
+            deadline = started + time_left(parameters, _FOREVER_S if left_s is None else left_s)
+            answer = encode(await self._run(served, request, deadline, started))
             outcome = "ok"
         except TandemError as error:
             outcome = grpc_status(error).lower()
@@ -105,99 +161,102 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
             outcome = "cancelled"
             raise
         finally:
-            self._metrics.requests.labels(name, outcome).inc()
-            self._metrics.seconds.labels(name).observe(time.monotonic() - started)
-        return response
+            seconds = time.monotonic() - started
+            # While the answer is on its way: counting takes as long as a good part of the hop.
+            asyncio.get_running_loop().call_soon(self._count, served, outcome, seconds, size, answer)
+        return answer
+
+    def _count(
+        self,
+        served: Served | None,
+        outcome: str,
+        seconds: float,
+        size: int,
+        answer: bytes | None,
+    ) -> None:
+        """Count one request, once, under what became of it."""
+        series = self._metrics.series("unknown" if served is None else served.name)
+        self._metrics.inflight.dec()
+        series.outcome(outcome).inc()
+        series.seconds.observe(seconds)
+        if served is not None:
+            series.received.inc(size)
+        if answer is not None:
+            series.sent.inc(len(answer))
+        elif served is not None:
+            served.statistics.fail(seconds)
 
     async def _run(
-        self, served: Served, request: oip.ModelInferRequest, context: _Context
+        self, served: Served, request: oip.ModelInferRequest, deadline: float, arrived: float
     ) -> oip.ModelInferResponse:
-        left = context.time_remaining()
-        deadline = time.monotonic() + (left if left is not None else _FOREVER_S)
         inputs = from_request(request)
+        wanted = {}
+        if request.outputs:
+            wanted = {name: class_count(name, own) for name, own in get_outputs(request).items()}
+            check_outputs(wanted, [spec.name for spec in served.engine.outputs])
         seconds = {}
-        if served.images is not None:
+        if served.decoder is not None:
             started = time.monotonic()
             loop = asyncio.get_running_loop()
-            inputs = await loop.run_in_executor(self._decoders, served.images.decode, inputs)
+            inputs = await loop.run_in_executor(self._decoders, served.decoder.decode, inputs)
             seconds["decode"] = time.monotonic() - started
+        handed = time.monotonic()
         batched = await served.batcher.submit(inputs, deadline)
+        back = time.monotonic()
         seconds |= {"queue": batched.queue_s, "infer": batched.infer_s}
         answer: dict[str, Parameter] = {"tandem_bundle": served.digest}
         for stage, value in seconds.items():
-            self._metrics.stages.labels(served.name, stage).observe(value)
             answer[f"tandem_{stage}_ms"] = value * 1000
-        return to_response(served.name, served.version, batched.outputs, answer, request.id)
+        outputs = select(batched.outputs, wanted, served.labels)
+        answer["tandem_total_ms"] = (time.monotonic() - arrived) * 1000
+        response = to_response(served.name, served.version, outputs, answer, request.id)
+        times = (time.monotonic() - arrived, handed - arrived, time.monotonic() - back)
+        asyncio.get_running_loop().call_soon(self._count_stages, served, batched, seconds, times)
+        return response
 
-    async def _handle(self, method: str, context: _Context, work: Awaitable[_T]) -> _T:
-        """Await `work`: the one place where an error becomes a status and a call is counted."""
-        labels = ("unary", SERVICE, method)
-        self._metrics.grpc_started.labels(*labels).inc()
+    def _count_stages(
+        self, served: Served, batched: Batched, seconds: dict[str, float], times: tuple[float, float, float]
+    ) -> None:
+        """Count the stages of one answered request; `times`: the seconds in all, before and after the run."""
+        series, (total_s, input_s, output_s) = self._metrics.series(served.name), times
+        for stage, value in seconds.items():
+            series.stage(stage).observe(value)
+        rows = len(next(iter(batched.outputs.values())))
+        served.answered(rows, total_s, batched.queue_s, input_s, batched.infer_s, output_s)
+
+    async def _handle(self, name: str, context: _Context, work: Awaitable[_T], kind: str = "unary") -> _T:
+        """Await `work`: the one place where a call is counted and ended with the status of its error."""
+        method = self._metrics.method(kind, SERVICE, name)
+        method.started.inc()
         started = time.monotonic()
         code = grpc.StatusCode.OK
         try:
             return await work
-        except TandemError as error:
-            code = grpc.StatusCode[grpc_status(error)]
-            if code is grpc.StatusCode.INTERNAL:
-                _log.exception("%s failed", method)
-            await context.abort(code, str(error))
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise
-        except Exception:  # noqa: BLE001 - a bug must cost one call, not the service
-            code = grpc.StatusCode.INTERNAL
-            _log.exception("%s failed unexpectedly", method)
-            await context.abort(code, "internal error; the service's log has the details")
+        except Exception as error:  # noqa: BLE001 - a bug must cost one call, not the service
+            code, text = self._status(error)
+            await context.abort(code, text)
         finally:
-            self._metrics.grpc_handled.labels(*labels, code.name).inc()
-            self._metrics.grpc_seconds.labels(*labels).observe(time.monotonic() - started)
+            method.handled(code.name).inc()
+            method.seconds.observe(time.monotonic() - started)
 
-
-class GrpcServer:
-    """The listening gRPC server with its health service; `port` is set by `start`."""
-
-    def __init__(self, servicer: Servicer, settings: Settings) -> None:
-        self._server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", settings.max_message_bytes + _MESSAGE_OVERHEAD),
-                ("grpc.max_send_message_length", settings.max_message_bytes + _MESSAGE_OVERHEAD),
-                # An edge pings an idle connection every 20 s; the default would scold it for that.
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-                # Edges look the name up again when a connection ends: so they find new replicas.
-                ("grpc.max_connection_age_ms", 30_000),
-                ("grpc.max_connection_age_grace_ms", 10_000),
-                ("grpc.so_reuseport", 0),
-            ]
-        )
-        oip_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
-        self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._address = f"{settings.host}:{settings.grpc_port}"
-        self.port = 0
-
-    async def start(self) -> None:
-        """Listen; not yet serving by the health protocol. Raises `RuntimeError` for a taken port."""
-        self.port = self._server.add_insecure_port(self._address)
-        await self.set_serving(False)
-        await self._server.start()
-
-    async def set_serving(self, serving: bool) -> None:
-        """Say by the health protocol whether calls are welcome."""
-        kinds = health_pb2.HealthCheckResponse
-        status = kinds.SERVING if serving else kinds.NOT_SERVING
-        for service in ("", SERVICE):
-            await self._health.set(service, status)
-
-    async def stop(self, grace_s: float) -> None:
-        """Refuse new calls, give those in flight `grace_s` seconds."""
-        await self._server.stop(grace_s)
+    def _status(self, error: BaseException) -> tuple[grpc.StatusCode, str]:
+        """What the caller is told of an error; the one place where it becomes a status. Ours are logged."""
+        if not isinstance(error, TandemError):
+            _log.error("a call failed unexpectedly", exc_info=error)
+            return grpc.StatusCode.INTERNAL, "internal error; the service's log has the details"
+        code = grpc.StatusCode[grpc_status(error)]
+        if code is grpc.StatusCode.INTERNAL:
+            _log.error("a call failed", exc_info=error)
+        return code, str(error)
 
 
 async def _ready(value: _T) -> _T:
     return value
 
 
-def _metadata(spec: TensorSpec) -> oip.ModelMetadataResponse.TensorMetadata:
-    return oip.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=spec.datatype, shape=spec.shape)
+async def _told(answer: _M, document: Callable[..., dict[str, Any]], *arguments: str) -> _M:
+    """`answer` filled with what the document says: its fields have the same names."""
+    return ParseDict(document(*arguments), answer)

@@ -26,13 +26,19 @@ class Settings(BaseSettings):
         (Path("models/digits"),), description="bundle folders, comma separated"
     )
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
-    http_port: Port = Field(9000, description="port of /healthz and /readyz; 0 picks a free one")
-    grpc_port: Port = Field(9001, description="port of the Open Inference Protocol; 0 picks a free one")
+    http_port: Port = Field(9000, description="port of the REST interface; 0 picks a free one")
+    grpc_port: Port = Field(9001, description="port of the gRPC interface; 0 picks a free one")
     metrics_port: Port = Field(9002, description="port of /metrics; 0 picks a free one")
     threads: int = Field(0, ge=0, le=256, description="threads of one model run; 0 is one per core")
     max_batch_size: int = Field(16, ge=1, le=1024, description="samples in one model run, at most")
     batch_window_ms: float = Field(
         0.0, ge=0, le=1000, description="milliseconds a lone request waits for company; 0 never waits"
+    )
+    inline_ms: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="model runs up to so many milliseconds may skip the run thread; 0 never",
     )
     max_queue: int = Field(256, ge=1, le=100_000, description="samples waiting per model, at most")
     max_message_bytes: int = Field(
@@ -74,6 +80,15 @@ def config_path() -> Path | None:
     """The settings file named by `CLOUD_CONFIG`, if any."""
     value = os.environ.get(f"{PREFIX}CONFIG")
     return Path(value) if value else None
+
+
+def tune_grpc() -> None:
+    """Choose how gRPC waits for its sockets, unless `GRPC_EXPERIMENTS` says so already; before its first use.
+
+    Where it reads sockets on the thread that waits for it instead of on threads of its own, a message comes
+    back from the other end a third sooner (docs/adr/0009-kept-streams.md).
+    """
+    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")
 
 
 def misspelt_variables() -> dict[str, str]:

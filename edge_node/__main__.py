@@ -2,10 +2,12 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import random
 import signal
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -23,10 +25,14 @@ from edge_node.cloud_client import CloudClient
 from edge_node.dataplane import Dataplane
 from edge_node.grpc_api import GrpcServer, Servicer
 from edge_node.joint import JointInference
+from edge_node.link import Link
 from edge_node.logs import configure_logging
 from edge_node.metrics import Metrics
 from edge_node.model_slot import ModelSlots, load_models
-from edge_node.settings import Settings, config_path, describe, load_settings, misspelt_variables
+from edge_node.navigator import Navigator
+from edge_node.prober import Prober
+from edge_node.runner import Runner
+from edge_node.settings import Settings, config_path, describe, load_settings, misspelt_variables, tune_grpc
 from inference_core.errors import BundleError
 
 VERSION = version("tandem-inference")
@@ -54,6 +60,7 @@ def connect(settings: Settings, metrics: Metrics) -> CloudClient | None:
         patience_s=settings.deadline_ms / 1000 / 2,
         max_message_bytes=settings.max_body_bytes + _MESSAGE_OVERHEAD,
         on_connection=lambda connected: metrics.connected.labels(peer).set(connected),
+        on_late=metrics.late.labels(peer).inc,
     )
 
 
@@ -72,12 +79,25 @@ async def serve(settings: Settings) -> int:
     slots = ModelSlots()
     cloud = connect(settings, metrics)
     workers = ThreadPoolExecutor(settings.workers, "worker")
+    runner = Runner(workers, workers=settings.workers, clock=time.perf_counter)
+    link = Link()
+    prober = None if cloud is None else Prober(cloud, link)
+    metrics.add_link(lambda: link.heard, time.monotonic)
+    navigator = Navigator(
+        link,
+        payload=settings.payload,
+        privacy=settings.privacy,
+        prober=prober,
+        on_estimate=metrics.estimated,
+    )
     joint = JointInference(
-        slots,
         cloud,
         metrics,
+        runner,
         workers,
+        navigator=navigator,
         payload=settings.payload,
+        privacy=settings.privacy,
         max_pixels=settings.max_pixels,
         max_inflight=settings.max_inflight,
     )
@@ -105,14 +125,18 @@ async def serve(settings: Settings) -> int:
         "node %s listening on %s: http_port=%d grpc_port=%d metrics_port=%d",
         settings.node_id, settings.host, http_server.port, grpc_server.port, metrics_port,
     )  # fmt: skip
-    if cloud is not None:
+    if cloud is not None and prober is not None:
         cloud.start()
+        prober.start()
     status = 0
     try:
         models = await asyncio.to_thread(load_models, settings)
         for model in models:
             metrics.add_model(model)
         slots.load(models)
+        # What is there now stays: the collector need not look through it again in the middle of a request.
+        gc.collect()
+        gc.freeze()
         await grpc_server.set_serving(True)
         _log.info("ready: %s", ", ".join(model.name for model in slots.all()))
         await stopping.wait()
@@ -126,7 +150,8 @@ async def serve(settings: Settings) -> int:
     slots.ready = False
     await grpc_server.set_serving(False)
     await asyncio.gather(http_server.stop(), grpc_server.stop(grace_s))
-    if cloud is not None:
+    if cloud is not None and prober is not None:
+        await prober.close()
         await cloud.close()
     metrics_server.shutdown()
     workers.shutdown(cancel_futures=True)
@@ -150,6 +175,7 @@ def main() -> None:
         settings = load_settings(arguments.config or config_path())
     except ValueError as error:
         parser.exit(2, f"tandem-edge: {error}\n")
+    tune_grpc()
     configure_logging(settings.log_level, settings.log_format)
     for name, setting in misspelt_variables().items():
         _log.warning("%s is set, but is no setting; did you mean %s?", name, setting)

@@ -1,11 +1,14 @@
 """Request bodies: read with a limit for each, and a limit for all that are held at the same time."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from inference_core.errors import InvalidInput, Overloaded, TooLarge
+
+Body = bytes | bytearray
 
 
 class Intake:
@@ -17,44 +20,88 @@ class Intake:
         self._max_held_bytes = max_held_bytes
         self._held = 0
 
-    @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """The whole body, counted as held until the block ends.
+    def read(self, headers: Mapping[bytes, bytes], receive: Receive) -> "_Reading":
+        """A context in which the whole body is there, and counted as held until it ends.
 
-        Raises `InvalidInput` for none, `TooLarge` as soon as it is known to be over the limit, and
-        `Overloaded` when there is no room for it now.
+        Entering it raises `InvalidInput` for no body, `TooLarge` as soon as it is known to be over the limit,
+        `Overloaded` when there is no room for it now, and `ClientDisconnect`.
         """
-        try:
-            declared = int(request.headers.get("content-length", "0"))
-        except ValueError:
-            declared = 0  # the stream will tell
-        if declared > self.max_body_bytes:
-            raise TooLarge(f"body: {declared} bytes, the limit is {self.max_body_bytes}")
-        body = bytearray()
-        held = 0
-        try:
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > self.max_body_bytes:
-                    raise TooLarge(f"body: over the limit of {self.max_body_bytes} bytes")
-                self._take(len(chunk))
-                held += len(chunk)
-            if not body:
-                raise InvalidInput("body: is empty")
-            yield bytes(body)
-        finally:
-            self._held -= held
+        return _Reading(self, headers, receive)
 
     @contextmanager
     def holding(self, size: int) -> Iterator[None]:
         """Count `size` more bytes as held, such as those of a body without its compression."""
-        self._take(size)
+        self.take(size)
         try:
             yield
         finally:
-            self._held -= size
+            self.give_back(size)
 
-    def _take(self, size: int) -> None:
+    def take(self, size: int) -> None:
+        """Count `size` more bytes as held; `Overloaded` when there is no room for them now."""
         if self._held + size > self._max_held_bytes:
             raise Overloaded(f"bodies of {self._held} bytes are held, the limit is {self._max_held_bytes}")
         self._held += size
+
+    def give_back(self, size: int) -> None:
+        """Count `size` bytes as held no longer."""
+        self._held -= size
+
+
+class _Reading:
+    """One body on its way in, and held until the context ends."""
+
+    def __init__(self, intake: Intake, headers: Mapping[bytes, bytes], receive: Receive) -> None:
+        self._intake = intake
+        self._headers = headers
+        self._receive = receive
+        self._held = 0
+
+    async def __aenter__(self) -> Body:
+        try:
+            return await self._read()
+        except BaseException:
+            self._intake.give_back(self._held)
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._intake.give_back(self._held)
+
+    async def _read(self) -> Body:
+        declared = _declared(self._headers)
+        limit = self._intake.max_body_bytes
+        if declared > limit:
+            raise TooLarge(f"body: {declared} bytes, the limit is {limit}")
+        first, more = await self._chunk()
+        if not more:
+            body: Body = first
+        else:
+            # Made at its full size, so that no part of it is copied twice.
+            body = bytearray(max(declared, len(first)))
+            body[: len(first)] = first
+            while more:
+                at = self._held
+                chunk, more = await self._chunk()
+                body[at : self._held] = chunk
+            del body[self._held :]
+        if not body:
+            raise InvalidInput("body: is empty")
+        return body
+
+    async def _chunk(self) -> tuple[bytes, bool]:
+        """The next part of the body, and whether more may follow."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        if self._held + len(chunk) > self._intake.max_body_bytes:
+            raise TooLarge(f"body: over the limit of {self._intake.max_body_bytes} bytes")
+        self._intake.take(len(chunk))
+        self._held += len(chunk)
+        return chunk, message.get("more_body", False)
+
+
+def _declared(headers: Mapping[bytes, bytes]) -> int:
+    """The body's length as its sender says; 0 where that says nothing, and the stream will tell."""
+    value = headers.get(b"content-length", b"0")
+    return int(value) if value.isdigit() and len(value) < 20 else 0

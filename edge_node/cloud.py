@@ -26,12 +26,23 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class CloudAnswer:
-    """The logits, float32 `[1, classes]`, what the cloud says of its stages, and the message sizes."""
+    """The logits, float32 `[1, classes]`, what the cloud says of its stages, the message sizes, and the
+    seconds from the making of the message to its answer."""
 
     logits: NDArray[Any]
     parameters: dict[str, Parameter]
     bytes_up: int
     bytes_down: int
+    seconds: float = 0.0
+
+    @property
+    def cloud_s(self) -> float | None:
+        """The seconds of `seconds` that the cloud had the request, as it says; None where it does not say, or
+        says what cannot be."""
+        told = self.parameters.get("tandem_total_ms")
+        if isinstance(told, bool) or not isinstance(told, int | float):
+            return None
+        return told / 1000 if 0 <= told / 1000 <= self.seconds else None
 
 
 class Cloud(Protocol):

@@ -1,6 +1,5 @@
 """The Open Inference Protocol without a transport: REST and gRPC both delegate to this."""
 
-import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,28 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from edge_node.joint import Ask, JointInference
+from edge_node.descriptions import create_catalogue
+from edge_node.joint import JointInference
 from edge_node.model_slot import LoadedModel, ModelSlots
 from edge_node.outcome import Answer, Outcome
+from edge_node.request import NO_PREFERENCES, Ask
 from edge_node.settings import Preferences
-from inference_core.engine import TensorSpec
-from inference_core.errors import InvalidInput, ModelNotFound, NotReady
+from inference_core.classification import check_outputs, select
+from inference_core.errors import InvalidInput, TandemError
 from inference_core.tensors import Parameter, Tensors
 
-SERVER = "tandem-edge"
-PLATFORM = "onnxruntime_onnx"
-EXTENSIONS = ("binary_tensor_data", "tandem")
 _PREFIX = "tandem_"
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What the protocol says of a model; -1 stands for the free batch axis."""
-
-    name: str
-    version: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
 
 
 @dataclass(frozen=True)
@@ -53,26 +41,7 @@ class Dataplane:
         self._joint = joint
         self._max_rows = max_rows
         self.version = version
-
-    @property
-    def ready(self) -> bool:
-        """Whether every model is loaded, warmed up and true to its golden outputs."""
-        return self._slots.ready
-
-    def model_ready(self, name: str, version: str = "") -> bool:
-        """Whether this model, in this version, answers."""
-        try:
-            self._slots.get(name, version)
-        except (ModelNotFound, NotReady):
-            return False
-        return self.ready
-
-    def metadata(self, name: str, version: str = "") -> Metadata:
-        """The model's inputs and outputs; `ModelNotFound`."""
-        model = self._slots.get(name, version)
-        output = model.manifest.output
-        outputs = (TensorSpec(output.name, output.datatype, (-1, *output.shape)),)
-        return Metadata(model.name, model.manifest.version, (model.input,), outputs)
+        self.catalogue = create_catalogue(slots, version, max_rows)
 
     async def infer(
         self,
@@ -81,47 +50,45 @@ class Dataplane:
         request_id: str,
         inputs: Tensors,
         parameters: Mapping[str, Parameter],
-        outputs: tuple[str, ...] = (),
+        outputs: Mapping[str, int],
+        arrived: float,
     ) -> Inferred:
         """Answer every sample of the batch, each for itself: each has its own decision and outcome.
 
-        `outputs` are the outputs asked for, empty for all. Raises what `JointInference.infer` raises, and
+        `outputs` are the outputs asked for, empty for all, each with how many of its best classes it is to
+        come as, 0 for the tensor itself; `arrived` is when the request came, monotonic and
+        in seconds. Raises what `JointInference.infer` raises, and
         `InvalidInput` for unknown outputs or parameters and for more samples than the limit.
         """
-        arrived = time.monotonic()
         model = self._slots.get(name, version)
-        wants = _preferences(parameters)
-        batch = self._batch(model, inputs)
-        for output in outputs:
-            if output != model.manifest.output.name:
-                raise InvalidInput(f"output {output!r}: the model has {model.manifest.output.name!r} only")
-        asks = [Ask(name, row[None], arrived, version, request_id, wants) for row in batch]
-        answers = await self._answers(asks)
-        logits = np.concatenate([answer.logits for answer in answers])
+        try:
+            wants = _preferences(parameters)
+            batch = self._batch(model, inputs)
+            check_outputs(outputs, (model.manifest.output.name,))
+        except TandemError:
+            model.statistics.fail(time.monotonic() - arrived)
+            raise
+        asks = [
+            Ask(model, batch[row : row + 1], arrived, request_id, wants, top_k=1) for row in range(len(batch))
+        ]
+        answers = await self._joint.infer_all(asks)
+        logits = [answer.logits for answer in answers]
+        given = {model.manifest.output.name: logits[0] if len(logits) == 1 else np.concatenate(logits)}
         return Inferred(
             name,
             model.manifest.version,
             request_id or answers[0].outcome.id,
-            {model.manifest.output.name: logits},
+            select(given, outputs, model.manifest.labels),
             _outcome_parameters(answers),
         )
 
-    async def _answers(self, asks: list[Ask]) -> list[Answer]:
-        """One answer for each ask; when one is refused, none of the others goes on or is counted."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._joint.infer(ask)) for ask in asks]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from errors
-        return [task.result() for task in tasks]
-
     def _batch(self, model: LoadedModel, inputs: Tensors) -> NDArray[Any]:
-        model.edge.check(inputs)
+        model.check(inputs)
         batch = inputs[model.manifest.input.name]
-        model.input.check(batch)
         if not 1 <= len(batch) <= self._max_rows:
             raise InvalidInput(
-                f"input {model.input.name!r}: {len(batch)} samples, the limits are 1 and {self._max_rows}"
+                f"input {model.input.name!r}: {len(batch)} samples in one request, "
+                f"the limits are 1 and {self._max_rows}"
             )
         return batch
 
@@ -129,6 +96,8 @@ class Dataplane:
 def _preferences(parameters: Mapping[str, Parameter]) -> Preferences:
     """Those under `tandem_`; other parameters are other servers' business and ignored."""
     own = {key.removeprefix(_PREFIX): value for key, value in parameters.items() if key.startswith(_PREFIX)}
+    if not own:
+        return NO_PREFERENCES
     for name, value in own.items():
         if isinstance(value, bool):  # would pass for the numbers 0 and 1
             raise InvalidInput(f"parameter {_PREFIX}{name}: must not be a boolean, got {value}")

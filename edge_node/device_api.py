@@ -3,19 +3,22 @@
 import re
 import time
 from collections.abc import AsyncGenerator
+from functools import lru_cache
 from typing import Annotated, Any
+from urllib.parse import parse_qsl
 
 import orjson
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Response
 from numpy.typing import NDArray
-from pydantic import Field
-from starlette.datastructures import UploadFile
+from pydantic import Field, ValidationError
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from edge_node.body import Intake
-from edge_node.joint import Ask, JointInference
+from edge_node.body import Body, Intake
+from edge_node.front import Call, Handler, Reply
+from edge_node.joint import JointInference
 from edge_node.model_slot import LoadedModel, ModelSlots
-from edge_node.outcome import Outcome
+from edge_node.request import Ask
 from edge_node.settings import Preferences
 from inference_core.errors import InvalidInput
 from inference_core.preprocess import FORMATS
@@ -25,6 +28,7 @@ IMAGE_TYPES = frozenset({"image/jpeg", "image/png", "image/webp"})
 TENSOR_TYPE = "application/octet-stream"
 # What curl says of `--data-binary` on its own: nothing about the body.
 VAGUE_TYPES = frozenset({"", "application/x-www-form-urlencoded"})
+TOP_K = 5
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _ACCEPTED = ", ".join([*sorted(IMAGE_TYPES), "multipart/form-data (field 'file')", TENSOR_TYPE])
 
@@ -34,11 +38,14 @@ Model = Annotated[str, Path(description="name of a served model", examples=["dig
 class Wants(Preferences):
     """The query parameters of a prediction."""
 
-    top_k: int = Field(5, ge=1, le=1000, description="how many classes to list")
+    top_k: int = Field(TOP_K, ge=1, le=1000, description="how many classes to list")
 
 
-def create_device_api(slots: ModelSlots, joint: JointInference, intake: Intake) -> APIRouter:
-    """The routes under `/v1`."""
+_NOTHING_WANTED = Wants(top_k=TOP_K)
+
+
+def create_device_api(slots: ModelSlots) -> APIRouter:
+    """The routes under `/v1` that describe; what predicts is `create_predict`'s."""
     router = APIRouter(prefix="/v1", tags=["devices"])
 
     @router.get("/models", summary="The served models")
@@ -49,45 +56,57 @@ def create_device_api(slots: ModelSlots, joint: JointInference, intake: Intake) 
     async def get_model(model: Model) -> Response:
         return _json(_describe(slots.get(model)))
 
-    @router.post(
-        "/models/{model}/predict",
-        summary="Classify one image or tensor",
-        response_model=Outcome,
-        responses=dict.fromkeys((400, 404, 413, 503), _ERROR),
-        openapi_extra={"requestBody": _BODY},
-    )
-    async def predict(request: Request, model: Model, wants: Annotated[Wants, Query()]) -> Response:
-        arrived = time.monotonic()
-        loaded = slots.get(model)
-        request_id = _request_id(request)
-        async with intake.read(request) as body:
-            sample = await _sample(request, body, loaded)
-            ask = Ask(model, sample, arrived, id=request_id, wants=wants, top_k=wants.top_k)
-            answer = await joint.infer(ask)
-        return _json(answer.outcome, {"X-Request-Id": answer.outcome.id})
-
     return router
 
 
-async def _sample(request: Request, body: bytes, model: LoadedModel) -> bytes | NDArray[Any]:
+def create_predict(slots: ModelSlots, joint: JointInference, intake: Intake) -> Handler:
+    """What answers predictions."""
+
+    async def predict(call: Call) -> Reply:
+        arrived = time.monotonic()
+        model = slots.get(call.model)
+        request_id = _request_id(call)
+        wants = _wants(call.query) if call.query else _NOTHING_WANTED
+        async with intake.read(call.headers, call.receive) as body:
+            sample = await _sample(call, body, model)
+            ask = Ask(model, sample, arrived, request_id, wants, wants.top_k)
+            (answer,) = await joint.infer_all([ask])
+        outcome = answer.outcome
+        return Reply(orjson.dumps(outcome), headers=[(b"x-request-id", outcome.id.encode())])
+
+    return predict
+
+
+@lru_cache(maxsize=256)
+def _wants(query: bytes) -> Wants:
+    """The query parameters; `InvalidInput`, which names the one that is wrong."""
+    try:
+        return Wants.model_validate(dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InvalidInput(f"{name}: {first['msg']}, got {first['input']!r:.100}") from error
+
+
+async def _sample(call: Call, body: Body, model: LoadedModel) -> bytes | NDArray[Any]:
     """The image or tensor that the body holds, by its content type."""
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type == "multipart/form-data":
-        return await _file(request, body)
+    content_type = call.header(b"content-type").partition(";")[0].strip().lower()
     if content_type == TENSOR_TYPE:
         return _tensor(body, model)
     if content_type in IMAGE_TYPES or (content_type in VAGUE_TYPES and _looks_like_image(body)):
-        return body
+        return bytes(body)
+    if content_type == "multipart/form-data":
+        return await _file(call, bytes(body))
     raise InvalidInput(f"Content-Type: {content_type or 'none'!r} is not one of {_ACCEPTED}")
 
 
-async def _file(request: Request, body: bytes) -> bytes:
+async def _file(call: Call, body: bytes) -> bytes:
     """The content of the form's one file, which is the field `file`."""
 
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
-    parser = MultiPartParser(request.headers, stream(), max_files=1, max_fields=0)
+    parser = MultiPartParser(Headers(raw=list(call.headers.items())), stream(), max_files=1, max_fields=0)
     parser.spool_max_size = len(body)  # it is in memory already; no need for a disk
     try:
         upload = (await parser.parse()).get("file")
@@ -104,30 +123,32 @@ async def _file(request: Request, body: bytes) -> bytes:
             file.close()
 
 
-def _tensor(body: bytes, model: LoadedModel) -> NDArray[Any]:
+def _tensor(body: Body, model: LoadedModel) -> NDArray[Any]:
     spec = model.manifest.input
     if len(body) != spec.bytes:
         raise InvalidInput(
             f"body: a tensor for model {model.name!r} is {spec.datatype}{list(spec.shape)}, "
             f"{spec.bytes} bytes little-endian, got {len(body)}"
         )
-    return from_bytes(spec.name, spec.datatype, (1, *spec.shape), body)
+    tensor = from_bytes(spec.name, spec.datatype, (1, *spec.shape), memoryview(body).toreadonly())
+    model.check({spec.name: tensor})
+    return tensor
 
 
-def _looks_like_image(body: bytes) -> bool:
+def _looks_like_image(body: Body) -> bool:
     webp = body[:4] == b"RIFF" and body[8:12] == b"WEBP"
     return webp or body.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))
 
 
-def _request_id(request: Request) -> str:
-    value = request.headers.get("x-request-id", "")
+def _request_id(call: Call) -> str:
+    value = call.header(b"x-request-id")
     if value and not _REQUEST_ID.fullmatch(value):
         raise InvalidInput("X-Request-Id: must be 1 to 128 visible ASCII characters")
     return value
 
 
-def _json(content: object, headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(content), media_type="application/json", headers=headers)
+def _json(content: object) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json")
 
 
 def _describe(model: LoadedModel) -> dict[str, Any]:
@@ -148,26 +169,3 @@ def _describe(model: LoadedModel) -> dict[str, Any]:
         "cuts": [{"name": cut.name, "bytes": cut.bytes} for cut in manifest.cuts],
         "edge": edge.model_dump(include={"name", "precision", "bytes", "accuracy", "latency_ms", "cut"}),
     }
-
-
-_ERROR: dict[str, Any] = {
-    "description": "Refused; the message names the field and the limit.",
-    "content": {
-        "application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}
-    },
-}
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-_BODY: dict[str, Any] = {
-    "required": True,
-    "content": {
-        **dict.fromkeys(sorted(IMAGE_TYPES), _BINARY),
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["file"],
-                "properties": {"file": {"type": "string", "format": "binary"}},
-            }
-        },
-        TENSOR_TYPE: _BINARY,
-    },
-}

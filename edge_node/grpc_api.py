@@ -6,24 +6,30 @@ The only file of the node that is called over gRPC; what is behind it is `Datapl
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import cache
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from edge_node.dataplane import EXTENSIONS, PLATFORM, SERVER, Dataplane
+from edge_node.dataplane import Dataplane
 from edge_node.metrics import Metrics
 from edge_node.settings import Settings
-from inference_core.engine import TensorSpec
+from inference_core.classification import class_count
 from inference_core.errors import TandemError, grpc_status
-from inference_core.tensors import from_request, get_parameters, to_response
+from inference_core.tensors import from_request, get_outputs, get_parameters, set_parameters, to_response
+from inference_core.unserved import refuse_calls
 from protos import open_inference_pb2 as oip
 from protos import open_inference_pb2_grpc as oip_grpc
 
 SERVICE = "inference.GRPCInferenceService"
 _log = logging.getLogger(__name__)
+_MAX_ON_STREAM = 64  # requests of one stream being answered; the next are not read until then
 _T = TypeVar("_T")
+_M = TypeVar("_M", bound=Message)
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -33,6 +39,11 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
     def __init__(self, dataplane: Dataplane, metrics: Metrics) -> None:
         self._dataplane = dataplane
         self._metrics = metrics
+        self._started = cache(metrics.grpc_started.labels)
+        self._handled = cache(metrics.grpc_handled.labels)
+        self._seconds = cache(metrics.grpc_seconds.labels)
+        self._catalogue = dataplane.catalogue
+        self._readers: set[asyncio.Task[None]] = set()
 
     async def ServerLive(self, request: oip.ServerLiveRequest, context: _Context) -> oip.ServerLiveResponse:
         return await self._handle("ServerLive", context, _now(oip.ServerLiveResponse(live=True)))
@@ -40,38 +51,88 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
     async def ServerReady(
         self, request: oip.ServerReadyRequest, context: _Context
     ) -> oip.ServerReadyResponse:
-        answer = oip.ServerReadyResponse(ready=self._dataplane.ready)
+        answer = oip.ServerReadyResponse(ready=self._catalogue.ready)
         return await self._handle("ServerReady", context, _now(answer))
 
     async def ModelReady(self, request: oip.ModelReadyRequest, context: _Context) -> oip.ModelReadyResponse:
-        answer = oip.ModelReadyResponse(ready=self._dataplane.model_ready(request.name, request.version))
+        answer = oip.ModelReadyResponse(ready=self._catalogue.model_ready(request.name, request.version))
         return await self._handle("ModelReady", context, _now(answer))
 
     async def ServerMetadata(
         self, request: oip.ServerMetadataRequest, context: _Context
     ) -> oip.ServerMetadataResponse:
-        answer = oip.ServerMetadataResponse(
-            name=SERVER, version=self._dataplane.version, extensions=EXTENSIONS
-        )
-        return await self._handle("ServerMetadata", context, _now(answer))
+        work = _told(oip.ServerMetadataResponse(), self._catalogue.server)
+        return await self._handle("ServerMetadata", context, work)
 
     async def ModelMetadata(
         self, request: oip.ModelMetadataRequest, context: _Context
     ) -> oip.ModelMetadataResponse:
-        return await self._handle("ModelMetadata", context, self._metadata(request))
+        work = _told(oip.ModelMetadataResponse(), self._catalogue.metadata, request.name, request.version)
+        return await self._handle("ModelMetadata", context, work)
+
+    async def ModelConfig(
+        self, request: oip.ModelConfigRequest, context: _Context
+    ) -> oip.ModelConfigResponse:
+        answer = oip.ModelConfigResponse()
+        work = _told(answer, lambda: {"config": self._catalogue.config(request.name, request.version)})
+        return await self._handle("ModelConfig", context, work)
+
+    async def ModelStatistics(
+        self, request: oip.ModelStatisticsRequest, context: _Context
+    ) -> oip.ModelStatisticsResponse:
+        work = _told(oip.ModelStatisticsResponse(), self._catalogue.statistics, request.name, request.version)
+        return await self._handle("ModelStatistics", context, work)
+
+    async def RepositoryIndex(
+        self, request: oip.RepositoryIndexRequest, context: _Context
+    ) -> oip.RepositoryIndexResponse:
+        work = _told(oip.RepositoryIndexResponse(), lambda: {"models": self._catalogue.index(request.ready)})
+        return await self._handle("RepositoryIndex", context, work)
 
     async def ModelInfer(self, request: oip.ModelInferRequest, context: _Context) -> oip.ModelInferResponse:
         return await self._handle("ModelInfer", context, self._infer(request))
 
-    async def _metadata(self, request: oip.ModelMetadataRequest) -> oip.ModelMetadataResponse:
-        found = self._dataplane.metadata(request.name, request.version)
-        return oip.ModelMetadataResponse(
-            name=found.name,
-            versions=[found.version],
-            platform=PLATFORM,
-            inputs=[_spec(spec) for spec in found.inputs],
-            outputs=[_spec(spec) for spec in found.outputs],
-        )
+    async def ModelStreamInfer(
+        self, requests: AsyncIterator[oip.ModelInferRequest], context: _Context
+    ) -> None:
+        await self._handle("ModelStreamInfer", context, self._stream(requests, context), "bidi_stream")
+
+    async def _stream(self, requests: AsyncIterator[oip.ModelInferRequest], context: _Context) -> None:
+        """Answer every request of a stream as soon as it can be: the answers' ids say whose they are."""
+        room, writing = asyncio.Semaphore(_MAX_ON_STREAM), asyncio.Lock()
+
+        async def answer(request: oip.ModelInferRequest) -> None:
+            try:
+                response = await self._stream_answer(request)
+                async with writing:  # gRPC takes one message at a time
+                    await context.write(response)
+            finally:
+                room.release()
+
+        async def read() -> None:
+            async for request in requests:
+                await room.acquire()
+                group.create_task(answer(request))
+
+        async with asyncio.TaskGroup() as group:
+            reader = group.create_task(read())
+            self._readers.add(reader)
+            reader.add_done_callback(self._readers.discard)
+
+    def end_streams(self) -> None:
+        """Read no more requests from any stream; those that were read are answered still."""
+        for reader in self._readers:
+            reader.cancel()
+
+    async def _stream_answer(self, request: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
+        try:
+            return oip.ModelStreamInferResponse(infer_response=await self._infer(request))
+        except Exception as error:  # noqa: BLE001 - what fails one request must not end the stream
+            code, message = _refusal("ModelStreamInfer", error)
+            self._metrics.refused.labels("grpc", code.name).inc()
+            about = oip.ModelInferResponse(model_name=request.model_name, id=request.id)
+            set_parameters(about.parameters, {"tandem_status": code.name})
+            return oip.ModelStreamInferResponse(error_message=message, infer_response=about)
 
     async def _infer(self, request: oip.ModelInferRequest) -> oip.ModelInferResponse:
         inferred = await self._dataplane.infer(
@@ -80,37 +141,29 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
             request.id,
             from_request(request),
             get_parameters(request.parameters),
-            tuple(output.name for output in request.outputs),
+            {name: class_count(name, own) for name, own in get_outputs(request).items()},
+            time.monotonic(),
         )
         return to_response(
             inferred.model, inferred.version, inferred.outputs, inferred.parameters, inferred.id
         )
 
-    async def _handle(self, method: str, context: _Context, work: Awaitable[_T]) -> _T:
+    async def _handle(self, method: str, context: _Context, work: Awaitable[_T], kind: str = "unary") -> _T:
         """Await `work`: the one place where an error becomes a status and a call is counted."""
-        labels = ("unary", SERVICE, method)
-        self._metrics.grpc_started.labels(*labels).inc()
+        self._started(kind, SERVICE, method).inc()
         started = time.monotonic()
         code = grpc.StatusCode.OK
         try:
             return await work
-        except TandemError as error:
-            code = grpc.StatusCode[grpc_status(error)]
-            message = str(error)
-            if code is grpc.StatusCode.INTERNAL:
-                _log.exception("%s failed", method)
-                message = "the model failed; the service's log has the details"
-            await context.abort(code, message)
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise
-        except Exception:  # noqa: BLE001 - a bug must cost one call, not the service
-            code = grpc.StatusCode.INTERNAL
-            _log.exception("%s failed unexpectedly", method)
-            await context.abort(code, "internal error; the service's log has the details")
+        except Exception as error:  # noqa: BLE001 - a bug must cost one call, not the service
+            code, message = _refusal(method, error)
+            await context.abort(code, message)
         finally:
-            self._metrics.grpc_handled.labels(*labels, code.name).inc()
-            self._metrics.grpc_seconds.labels(*labels).observe(time.monotonic() - started)
+            self._handled(kind, SERVICE, method, code.name).inc()
+            self._seconds(kind, SERVICE, method).observe(time.monotonic() - started)
             if code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
                 self._metrics.refused.labels("grpc", code.name).inc()
 
@@ -119,6 +172,7 @@ class GrpcServer:
     """The listening gRPC server with its health service; `port` is set by `start`."""
 
     def __init__(self, servicer: Servicer, settings: Settings) -> None:
+        self._servicer = servicer
         limit = settings.max_body_bytes
         self._server = grpc.aio.server(
             options=[
@@ -128,6 +182,7 @@ class GrpcServer:
             ]
         )
         oip_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
+        refuse_calls(self._server, SERVICE)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._address = f"{settings.host}:{settings.grpc_port}"
@@ -148,12 +203,26 @@ class GrpcServer:
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, give those in flight `grace_s` seconds."""
+        self._servicer.end_streams()  # one that is idle would use up all of it
         await self._server.stop(grace_s)
+
+
+def _refusal(method: str, error: Exception) -> tuple[grpc.StatusCode, str]:
+    """The status and the words that a caller gets for an error, which is logged where it is ours."""
+    if not isinstance(error, TandemError):
+        _log.error("%s failed unexpectedly", method, exc_info=error)
+        return grpc.StatusCode.INTERNAL, "internal error; the service's log has the details"
+    code = grpc.StatusCode[grpc_status(error)]
+    if code is grpc.StatusCode.INTERNAL:
+        _log.error("%s failed", method, exc_info=error)
+        return code, "the model failed; the service's log has the details"
+    return code, str(error)
 
 
 async def _now(value: _T) -> _T:
     return value
 
 
-def _spec(spec: TensorSpec) -> oip.ModelMetadataResponse.TensorMetadata:
-    return oip.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=spec.datatype, shape=spec.shape)
+async def _told(answer: _M, document: Callable[..., dict[str, Any]], *arguments: str) -> _M:
+    """`answer` filled with what the document says: its fields have the same names."""
+    return ParseDict(document(*arguments), answer)

@@ -1,10 +1,13 @@
 """Every metric of the edge node, declared once, on a registry that is passed in."""
 
+from collections.abc import Callable
+from functools import cache, partial
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from edge_node.breaker import State
+from edge_node.link import Estimate
 from edge_node.model_slot import LoadedModel
 from edge_node.outcome import Outcome
 from edge_node.policy import Route, Source
@@ -17,7 +20,39 @@ REFUSALS = {
     "open_inference": ("400", "404", "413", "500", "503"),
     "grpc": ("INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL"),
 }
-STAGES = ("preprocess", "edge", "head", "cloud")
+STAGES = ("preprocess", "queue", "edge", "head", "cloud")
+
+
+class _Series:
+    """One model's series, each looked up once: labels cost more than the counting."""
+
+    def __init__(self, metrics: "Metrics", model: str) -> None:
+        self._requests = cache(partial(metrics.requests.labels, model))
+        self._seconds = cache(partial(metrics.seconds.labels, model))
+        self._fallbacks = cache(partial(metrics.fallbacks.labels, model))
+        self._stages = {stage: metrics.stages.labels(model, stage) for stage in STAGES}
+        self._confidence = metrics.confidence.labels(model)
+        self._bytes = [metrics.bytes.labels(model, direction) for direction in ("up", "down")]
+        self._agreement = {
+            agree: metrics.agreement.labels(model, str(agree).lower()) for agree in (True, False)
+        }
+
+    def record(self, outcome: Outcome) -> None:
+        source, edge = outcome.source, outcome.edge
+        self._requests(source, outcome.reason).inc()
+        for stage, ms in outcome.timings_ms.items():
+            if stage in self._stages:
+                self._stages[stage].observe(ms / 1000)
+        self._seconds(source).observe(outcome.timings_ms["total"] / 1000)
+        if edge is not None:
+            self._confidence.observe(edge.confidence)
+        if source is Source.EDGE_FALLBACK:
+            self._fallbacks(outcome.reason).inc()
+        if outcome.bytes_up or outcome.bytes_down:
+            self._bytes[0].inc(outcome.bytes_up)
+            self._bytes[1].inc(outcome.bytes_down)
+        if source is Source.CLOUD and edge is not None:
+            self._agreement[edge.index == outcome.prediction.index].inc()
 
 
 class Metrics:
@@ -25,6 +60,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
+        self._series: dict[str, _Series] = {}
         self.requests = Counter(
             "tandem_requests", "Samples answered, by whose answer and why.",
             ["model", "source", "reason"], registry=registry,
@@ -34,7 +70,7 @@ class Metrics:
             ["model", "source"], buckets=SECONDS, registry=registry,
         )  # fmt: skip
         self.stages = Histogram(
-            "tandem_stage_duration_seconds", "Time of one stage: preprocess, edge, head or cloud.",
+            "tandem_stage_duration_seconds", "Time of one stage: preprocess, queue, edge, head or cloud.",
             ["model", "stage"], buckets=SECONDS, registry=registry,
         )  # fmt: skip
         self.confidence = Histogram(
@@ -75,9 +111,24 @@ class Metrics:
         self.breaker_transitions = Counter(
             "tandem_breaker_transitions", "Changes of the breaker's state.", ["peer", "to"], registry=registry
         )
+        self.late = Counter(
+            "tandem_cloud_late_answers", "Answers of the cloud that came after their deadline.",
+            ["peer"], registry=registry,
+        )  # fmt: skip
         self.connected = Gauge(
             "tandem_cloud_connected", "1 while there is a connection.", ["peer"], registry=registry
         )
+        self.link_round_trip = Gauge(
+            "tandem_link_round_trip_seconds", "Round trip to the cloud, estimated.", registry=registry
+        )
+        self.link_bandwidth = Gauge(
+            "tandem_link_bandwidth_bytes_per_second", "Rate of the link to the cloud, estimated.",
+            ["direction"], registry=registry,
+        )  # fmt: skip
+        self.link_age = Gauge(
+            "tandem_link_estimate_age_seconds", "Since anything was heard from the cloud; infinite before.",
+            registry=registry,
+        )  # fmt: skip
         self.model_info = Gauge(
             "tandem_model_info", "1 for each model served.",
             ["model", "version", "variant", "precision", "digest"], registry=registry,
@@ -94,21 +145,7 @@ class Metrics:
 
     def record(self, outcome: Outcome) -> None:
         """Count one answered sample, once, under what really happened to it."""
-        model, source = outcome.model.name, outcome.source
-        self.requests.labels(model, source, outcome.reason).inc()
-        for stage in STAGES:
-            if stage in outcome.timings_ms:
-                self.stages.labels(model, stage).observe(outcome.timings_ms[stage] / 1000)
-        self.seconds.labels(model, source).observe(outcome.timings_ms["total"] / 1000)
-        if outcome.edge is not None:
-            self.confidence.labels(model).observe(outcome.edge.confidence)
-        if source is Source.EDGE_FALLBACK:
-            self.fallbacks.labels(model, outcome.reason).inc()
-        self.bytes.labels(model, "up").inc(outcome.bytes_up)
-        self.bytes.labels(model, "down").inc(outcome.bytes_down)
-        if source is Source.CLOUD and outcome.edge is not None:
-            agree = outcome.edge.index == outcome.prediction.index
-            self.agreement.labels(model, str(agree).lower()).inc()
+        self._series[outcome.model.name].record(outcome)
 
     def escalated(self, model: str, route: Route) -> None:
         """Count one call to the cloud, at the moment it is made."""
@@ -117,6 +154,7 @@ class Metrics:
     def add_model(self, model: LoadedModel) -> None:
         """Show a model, with its usual series at zero, so that the first event is a rise."""
         name, variant = model.name, model.manifest.edge_variant
+        self._series[name] = _Series(self, name)
         self.model_info.labels(
             name, model.manifest.version, variant.name, variant.precision, model.digest[:12]
         ).set(1)
@@ -136,9 +174,20 @@ class Metrics:
         for agree in ("true", "false"):
             self.agreement.labels(name, agree)
 
+    def add_link(self, heard: Callable[[], float], clock: Callable[[], float]) -> None:
+        """Show the age of what is known of the link: since `heard()`, by `clock`."""
+        self.link_age.set_function(lambda: clock() - heard())
+
+    def estimated(self, link: Estimate) -> None:
+        """Show what the link to the cloud is like now."""
+        self.link_round_trip.set(link.round_trip)
+        self.link_bandwidth.labels("up").set(link.up)
+        self.link_bandwidth.labels("down").set(link.down)
+
     def add_peer(self, peer: str) -> None:
         """Show a cloud that is not connected yet, its breaker closed."""
         self.connected.labels(peer).set(0)
+        self.late.labels(peer)
         self.breaker.labels(peer).set(State.CLOSED)
         for state in State:
             self.breaker_transitions.labels(peer, state.name.lower())

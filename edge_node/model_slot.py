@@ -1,19 +1,25 @@
 """The loaded model of each name. A request takes it once and keeps it to the end."""
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_node.outcome import ModelRef
 from edge_node.policy import Mode, check_mode
+from edge_node.runner import Timed
 from edge_node.settings import Preferences, Settings
-from inference_core.bundle import Bundle, Manifest, load_bundle
-from inference_core.confidence import Floats, score, softmax
-from inference_core.engine import Engine, TensorSpec
+from inference_core.batch_cost import BatchCost
+from inference_core.bundle import Bundle, File, Manifest, load_bundle
+from inference_core.confidence import Row, judge
+from inference_core.engine import TensorSpec
 from inference_core.errors import BundleError, InvalidInput, ModelNotFound, NotReady
+from inference_core.statistics import Statistics
 from inference_core.tensors import Tensors
 
 PROVIDERS = ("CPUExecutionProvider",)
@@ -23,9 +29,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EdgeRun:
-    """The edge model's logits, float32 `[1, classes]`, and the features at its cut if it is an early exit."""
+    """What the edge model says of one sample.
+
+    `logits`, float32 `[1, classes]`; their calibrated `probabilities`, shape `[classes]`, and the
+    `confidence` that is held against a threshold; the `features` at its cut if it is an early exit.
+    """
 
     logits: NDArray[np.float32]
+    probabilities: Row
+    confidence: float
     features: Tensors
 
 
@@ -35,15 +47,16 @@ class LoadedModel:
 
     The cut at which the edge model exits early has no head here. `reserve_s` is what an answer by the edge
     model alone may take: twice its slowest warm-up run, and a margin. `defaults` are the settings of this
-    model.
+    model, `statistics` what it has served.
     """
 
     manifest: Manifest
     digest: str
-    edge: Engine
-    heads: Mapping[str, Engine]
+    edge: Timed
+    heads: Mapping[str, Timed]
     reserve_s: float
     defaults: Preferences
+    statistics: Statistics
 
     @property
     def name(self) -> str:
@@ -56,26 +69,37 @@ class LoadedModel:
         tensor = self.manifest.input
         return TensorSpec(tensor.name, tensor.datatype, (-1, *tensor.shape))
 
-    @property
+    @cached_property
     def cuts(self) -> tuple[str, ...]:
         """The names of the cuts."""
         return tuple(cut.name for cut in self.manifest.cuts)
 
-    def run_edge(self, tensor: NDArray[np.generic]) -> EdgeRun:
-        """What the edge model gives for one sample."""
-        outputs = self.edge.run({self.manifest.input.name: tensor})
+    @cached_property
+    def reference(self) -> ModelRef:
+        """How outcomes name this model."""
+        return ModelRef(self.name, self.manifest.version, self.digest)
+
+    @cached_property
+    def exits_at(self) -> str | None:
+        """The cut at which the edge model exits early, if it does."""
+        return self.manifest.edge_variant.cut
+
+    @cached_property
+    def _gives(self) -> tuple[str, tuple[str, ...]]:
+        """The edge model's output of logits, and those of features."""
         logits, *features = self.manifest.gives(self.manifest.edge_variant)
-        return EdgeRun(outputs[logits.name], {info.name: outputs[info.name] for info in features})
+        return logits.name, tuple(info.name for info in features)
 
-    def run_head(self, cut: str, tensor: NDArray[np.generic]) -> Tensors:
-        """The features at `cut` for one sample, as they go up."""
-        return self.heads[cut].run({self.manifest.input.name: tensor})
+    def check(self, inputs: Tensors) -> None:
+        """Raise `InvalidInput` unless the edge model takes these."""
+        self.edge.engine.check(inputs)
 
-    def calibrated(self, logits: NDArray[np.float32]) -> tuple[Floats, float]:
-        """The edge's class probabilities, shape `[classes]`, and the confidence held against a threshold."""
+    def read(self, outputs: Tensors) -> EdgeRun:
+        """What the edge model's outputs for one sample say. Raises `InvalidInput` for a NaN among them."""
+        logits, features = self._gives
         calibration = self.manifest.calibration
-        probabilities = softmax(logits[0], calibration.temperature)
-        return probabilities, float(score(probabilities, calibration.scorer))
+        probabilities, confidence = judge(outputs[logits][0], calibration.temperature, calibration.scorer)
+        return EdgeRun(outputs[logits], probabilities, confidence, {name: outputs[name] for name in features})
 
 
 class ModelSlots:
@@ -147,17 +171,24 @@ def _load(bundle: Bundle, settings: Settings) -> LoadedModel:
         raise BundleError(f"the settings of model {manifest.model!r}: {error}") from error
     if manifest.preprocess is not None:
         manifest.preprocess.warm_up()
-    edge = bundle.engine(manifest.edge_variant, threads=settings.threads, providers=PROVIDERS)
-    slowest = edge.warm_up(bundle.sample(manifest.edge_variant))
-    heads = {
-        cut: bundle.engine(head, threads=settings.threads, providers=PROVIDERS)
-        for cut, head in manifest.heads.items()
-    }
-    for cut, head in manifest.heads.items():
-        heads[cut].warm_up(bundle.sample(head))
+
+    statistics = Statistics()
+
+    def timed(file: File) -> tuple[Timed, float]:
+        engine = bundle.engine(file, threads=settings.threads, providers=PROVIDERS)
+        batches = all(spec.shape[:1] == (-1,) for spec in engine.inputs)
+        cost = BatchCost(time.monotonic)
+        seconds = engine.time_runs(bundle.sample(file))
+        cost.observe(1, seconds[len(seconds) // 2])
+        inline = seconds[len(seconds) // 2] * 1000 <= settings.inline_ms
+        limit = settings.max_batch if batches else 1
+        return Timed(engine, cost, limit, inline, statistics.executed), seconds[-1]
+
+    edge, slowest = timed(manifest.edge_variant)
+    heads = {cut: timed(head)[0] for cut, head in manifest.heads.items()}
     _log.info(
         "serving %s version %s from %s: %s, one run %.2f ms, mode %s, threshold %.4f, deadline %s ms",
         manifest.model, manifest.version, bundle.folder, manifest.edge_variant.file, slowest * 1000,
         mode, defaults.threshold, defaults.deadline_ms,
     )  # fmt: skip
-    return LoadedModel(manifest, bundle.digest, edge, heads, 2 * slowest + _MARGIN_S, defaults)
+    return LoadedModel(manifest, bundle.digest, edge, heads, 2 * slowest + _MARGIN_S, defaults, statistics)

@@ -4,196 +4,155 @@ The protocol's own field names and status codes; what is behind them is `Datapla
 its clients send no Content-Type.
 """
 
-import zlib
-from typing import Any
+import time
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from fastapi import APIRouter, HTTPException, Path, Request, Response
 
-from edge_node.body import Intake
-from edge_node.dataplane import EXTENSIONS, PLATFORM, SERVER, Dataplane, Inferred
-from inference_core.engine import TensorSpec
-from inference_core.errors import InvalidInput, TooLarge
-from inference_core.tensors import Parameter, Tensors, datatype_of, from_bytes, from_json, to_bytes, to_json
+from edge_node.body import Body, Intake
+from edge_node.dataplane import Dataplane
+from edge_node.front import Call, Handler, Reply
+from edge_node.open_inference_schema import (
+    CONFIG,
+    INDEX,
+    INDEX_REQUEST,
+    LIVE,
+    METADATA,
+    MODEL_READY,
+    READY,
+    SERVER,
+    STATISTICS,
+    Responses,
+)
+from inference_core.catalogue import only_ready
+from inference_core.errors import TooLarge
+from inference_core.rest import HEADER_LENGTH, deflate, inflate, parse, render
+from inference_core.unserved import PATHS
 
-HEADER_LENGTH = "inference-header-content-length"
-_MAX_DIGITS = 18  # Python refuses to read numbers of thousands of digits
-_WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": 32 + zlib.MAX_WBITS}
+_HEADER_LENGTH = HEADER_LENGTH.encode()
+_MAX_QUESTION = 4096
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class _Input(_Part):
-    name: str
-    shape: tuple[int, ...]
-    datatype: str
-    parameters: dict[str, Parameter] = Field(default_factory=dict)
-    data: Any = None
-
-
-class _Output(_Part):
-    name: str
-    parameters: dict[str, Parameter] = Field(default_factory=dict)
+Model = Annotated[str, Path(description="name of a served model", examples=["digits"])]
+Version = Annotated[str, Path(description="its version")]
 
 
-class _Infer(_Part):
-    id: str = ""
-    parameters: dict[str, Parameter] = Field(default_factory=dict)
-    inputs: tuple[_Input, ...]
-    outputs: tuple[_Output, ...] = ()
-
-    def wants_binary(self, output: str) -> bool:
-        """Whether `output` is to come as bytes: its own word goes before the request's."""
-        default = self.parameters.get("binary_data_output", False)
-        own = {o.name: o.parameters.get("binary_data", default) for o in self.outputs}
-        return bool(own.get(output, default))
-
-
-def create_open_inference(dataplane: Dataplane, intake: Intake) -> APIRouter:
-    """The routes under `/v2`."""
+def create_open_inference(dataplane: Dataplane) -> APIRouter:
+    """The routes under `/v2` that describe; what infers is `create_infer`'s."""
     router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+    catalogue = dataplane.catalogue
 
-    @router.get("", summary="Server metadata")
+    @router.get("", summary="Server metadata", responses=SERVER)
     async def server() -> Response:
-        return _json({"name": SERVER, "version": dataplane.version, "extensions": EXTENSIONS})
+        return _json(catalogue.server())
 
-    @router.get("/health/live", summary="Is the server alive")
+    @router.get("/health/live", summary="Is the server alive", responses=LIVE)
     async def live() -> Response:
         return _json({"live": True})
 
-    @router.get("/health/ready", summary="Are all models ready")
+    @router.get("/health/ready", summary="Are all models ready", responses=READY)
     async def ready() -> Response:
-        return _json({"live": True, "ready": dataplane.ready}, 200 if dataplane.ready else 503)
+        return _json({"live": True, "ready": catalogue.ready}, 200 if catalogue.ready else 503)
 
-    @router.get("/models/{model}/ready", summary="Is the model ready")
-    @router.get("/models/{model}/versions/{version}/ready", summary="Is the model version ready")
-    async def model_ready(model: str, version: str = "") -> Response:
-        is_ready = dataplane.model_ready(model, version)
-        return _json({"name": model, "ready": is_ready, "live": is_ready}, 200 if is_ready else 503)
+    @router.post(
+        "/repository/index", summary="Every model's state", responses=INDEX, openapi_extra=INDEX_REQUEST
+    )
+    async def index(request: Request) -> Response:
+        return _json(catalogue.index(only_ready(await _question(request))))
 
-    @router.get("/models/{model}", summary="Model metadata")
-    @router.get("/models/{model}/versions/{version}", summary="Model version metadata")
-    async def metadata(model: str, version: str = "") -> Response:
-        found = dataplane.metadata(model, version)
-        return _json(
-            {
-                "name": found.name,
-                "versions": [found.version],
-                "platform": PLATFORM,
-                "inputs": [_spec(spec) for spec in found.inputs],
-                "outputs": [_spec(spec) for spec in found.outputs],
-            }
-        )
+    # Before the models: the protocol leaves a model called `stats` no other way.
+    @router.get("/models/stats", summary="What all models have served", responses=STATISTICS)
+    async def statistics() -> Response:
+        return _json(catalogue.statistics())
 
-    @router.post("/models/{model}/infer", summary="Infer", openapi_extra=_BODY)
-    @router.post("/models/{model}/versions/{version}/infer", summary="Infer", openapi_extra=_BODY)
-    async def infer(request: Request, model: str, version: str = "") -> Response:
-        async with intake.read(request) as raw:
-            body = _inflate(raw, request.headers.get("content-encoding", ""), intake.max_body_bytes)
-            with intake.holding(len(body) if body is not raw else 0):
-                message, inputs = _parse(body, request.headers.get(HEADER_LENGTH))
-                wanted = tuple(output.name for output in message.outputs)
-                inferred = await dataplane.infer(
-                    model, version, message.id, inputs, message.parameters, wanted
-                )
-        return _respond(inferred, message)
+    def model_ready(model: str, version: str) -> Response:
+        document, is_ready = catalogue.health(model, version)
+        return _json(document, 200 if is_ready else 503)
 
+    for path, summary, responses, answer in (
+        ("/ready", "Is the model ready", MODEL_READY, model_ready),
+        ("/config", "The model's configuration", CONFIG, _told(catalogue.config)),
+        ("/stats", "What the model has served", STATISTICS, _told(catalogue.statistics)),
+        ("", "The model's inputs and outputs", METADATA, _told(catalogue.metadata)),
+    ):
+        _add_for_models(router, path, summary, responses, answer)
+    for path, words in PATHS:
+        router.add_api_route(path, _refusal(words), methods=["GET", "POST"], include_in_schema=False)
     return router
 
 
-def _inflate(body: bytes, encoding: str, limit: int) -> bytes:
-    """The body without its content encoding; `TooLarge` as soon as it grows over `limit` bytes."""
-    encoding = encoding.strip().lower()
-    if encoding in ("", "identity"):
-        return body
-    if encoding not in _WINDOWS:
-        raise InvalidInput(f"Content-Encoding: {encoding!r} is not one of {', '.join(_WINDOWS)}, identity")
-    inflater = zlib.decompressobj(_WINDOWS[encoding])
-    try:
-        content = inflater.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise InvalidInput(f"body: is not {encoding}") from error
-    if len(content) > limit:
-        raise TooLarge(f"body: over the limit of {limit} bytes when decompressed")
-    if not inflater.eof:
-        raise InvalidInput(f"body: its {encoding} ends too early")
-    return content
+def _add_for_models(
+    router: APIRouter, path: str, summary: str, responses: Responses, answer: Callable[[str, str], Response]
+) -> None:
+    """Add the route of `path` behind a model's name, and behind its version."""
+
+    @router.get(f"/models/{{model}}{path}", summary=summary, responses=responses)
+    async def of_model(model: Model) -> Response:
+        return answer(model, "")
+
+    @router.get(
+        f"/models/{{model}}/versions/{{version}}{path}",
+        summary=f"{summary}, of one version",
+        responses=responses,
+    )
+    async def of_version(model: Model, version: Version) -> Response:
+        return answer(model, version)
 
 
-def _parse(body: bytes, header_length: str | None) -> tuple[_Infer, Tensors]:
-    """The request's JSON part, and its tensors from there or from the bytes behind it."""
-    end = len(body)
+def _told(document: Callable[[str, str], dict[str, Any]]) -> Callable[[str, str], Response]:
+    return lambda model, version: _json(document(model, version))
+
+
+async def _question(request: Request) -> bytes:
+    """The body of a request that has hardly anything to say. Raises `TooLarge`."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_QUESTION:
+            raise TooLarge(f"body: over the limit of {_MAX_QUESTION} bytes")
+    return body
+
+
+def _refusal(words: str) -> Callable[[], Awaitable[Response]]:
+    async def refuse() -> Response:
+        raise HTTPException(404, words)
+
+    return refuse
+
+
+def create_infer(dataplane: Dataplane, intake: Intake) -> Handler:
+    """What answers requests for inference."""
+
+    async def infer(call: Call) -> Reply:
+        arrived = time.monotonic()
+        async with intake.read(call.headers, call.receive) as raw:
+            body = inflate(raw, call.header(b"content-encoding"), intake.max_body_bytes)
+            if body is raw:
+                return await _answer(dataplane, call, body, arrived)
+            with intake.holding(len(body)):
+                return await _answer(dataplane, call, body, arrived)
+
+    return infer
+
+
+async def _answer(dataplane: Dataplane, call: Call, body: Body, arrived: float) -> Reply:
+    request = parse(body, call.header(_HEADER_LENGTH) if _HEADER_LENGTH in call.headers else None)
+    inferred = await dataplane.infer(
+        call.model, call.version, request.id, request.inputs, request.parameters, request.wanted, arrived
+    )
+    content, header_length = render(
+        inferred.model, inferred.version, request, inferred.id, inferred.outputs, inferred.parameters
+    )
+    headers, media_type = [], b"application/json"
     if header_length is not None:
-        digits = header_length.isascii() and header_length.isdigit() and len(header_length) <= _MAX_DIGITS
-        if not digits or int(header_length) > len(body):
-            raise InvalidInput(
-                f"Inference-Header-Content-Length: must be 0 to {len(body)}, the body's length"
-            )
-        end = int(header_length)
-    try:
-        message = _Infer.model_validate(orjson.loads(memoryview(body)[:end]))
-    except orjson.JSONDecodeError as error:
-        raise InvalidInput(f"body: not JSON: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidInput(f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}") from error
-    return message, _tensors(message, memoryview(body)[end:])
-
-
-def _tensors(message: _Infer, binary: memoryview) -> Tensors:
-    tensors: Tensors = {}
-    at = 0
-    for item in message.inputs:
-        if item.name in tensors:
-            raise InvalidInput(f"input {item.name!r} is given twice")
-        size = item.parameters.get("binary_data_size")
-        if size is None:
-            tensors[item.name] = from_json(item.name, item.datatype, item.shape, item.data)
-            continue
-        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(binary) - at:
-            raise InvalidInput(
-                f"input {item.name!r}: binary_data_size must be 0 to {len(binary) - at}, got {size!r}"
-            )
-        tensors[item.name] = from_bytes(item.name, item.datatype, item.shape, binary[at : at + size])
-        at += size
-    if at != len(binary):
-        raise InvalidInput(f"body: {len(binary) - at} bytes after the last binary input")
-    return tensors
-
-
-def _respond(inferred: Inferred, message: _Infer) -> Response:
-    outputs, chunks = [], []
-    for name, array in inferred.outputs.items():
-        output: dict[str, Any] = {"name": name, "shape": array.shape, "datatype": datatype_of(array)}
-        if message.wants_binary(name):
-            chunks.append(to_bytes(array))
-            output["parameters"] = {"binary_data_size": len(chunks[-1])}
-        else:
-            output["data"] = to_json(array)
-        outputs.append(output)
-    header = orjson.dumps(
-        {
-            "model_name": inferred.model,
-            "model_version": inferred.version,
-            "id": inferred.id,
-            "parameters": inferred.parameters,
-            "outputs": outputs,
-        }
-    )
-    if not chunks:
-        return Response(header, media_type="application/json")
-    return Response(
-        b"".join([header, *chunks]),
-        media_type="application/octet-stream",
-        headers={HEADER_LENGTH: str(len(header))},
-    )
-
-
-def _spec(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
+        headers, media_type = [(_HEADER_LENGTH, b"%d" % header_length)], b"application/octet-stream"
+    accepted = call.header(b"accept-encoding")
+    if accepted:
+        content, encoding = deflate(content, accepted)
+        if encoding is not None:
+            headers.append((b"content-encoding", encoding.encode()))
+    return Reply(content, media_type, headers)
 
 
 def _json(content: object, status: int = 200) -> Response:

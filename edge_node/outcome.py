@@ -1,12 +1,12 @@
 """What a request came to: the same record in every API, in the metrics and in the tests."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_node.policy import Mode, Source
-from inference_core.confidence import Floats
+from inference_core.confidence import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,9 @@ class Outcome:
     """Who answered and why. Times are milliseconds, `bytes_up` and `bytes_down` the escalation's.
 
     `edge` is None when the edge model did not run. `degraded` is true when the answer is not what the
-    mode wanted. `cut` is the split's, None for other modes.
+    mode wanted. `cut` is the split's, None for other modes. `way` is what went up where the cloud answered:
+    `image`, `tensor`, `features.<cut>`, `features.<cut>.packed`. In mode `auto`, `predicted_ms` is when the
+    answer was expected, and `prospects_ms` when by each way that there was, both from the arrival.
     """
 
     id: str
@@ -67,6 +69,9 @@ class Outcome:
     timings_ms: dict[str, float]
     bytes_up: int
     bytes_down: int
+    way: str | None = None
+    predicted_ms: float | None = None
+    prospects_ms: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +82,19 @@ class Answer:
     logits: NDArray[np.float32]
 
 
-def rank(probabilities: Floats, labels: tuple[str, ...], top_k: int) -> Prediction:
+def rank(probabilities: Row, labels: tuple[str, ...], top_k: int) -> Prediction:
     """The prediction for one row of probabilities; `top_k` beyond the number of classes means all."""
-    order = np.argsort(-probabilities, kind="stable")[:top_k]
-    ranked = tuple(Ranked(labels[i], int(i), float(probabilities[i])) for i in order)
+    ranked = tuple(Ranked(labels[i], i, float(probabilities[i])) for i in _order(probabilities, top_k))
     best = ranked[0]
     return Prediction(best.label, best.index, best.confidence, ranked)
+
+
+def _order(probabilities: Row, top_k: int) -> list[int]:
+    """The most probable classes, best first; of equals the first."""
+    if isinstance(probabilities, list):
+        classes = range(len(probabilities))
+        if top_k == 1:
+            return [max(classes, key=probabilities.__getitem__)]
+        return sorted(classes, key=probabilities.__getitem__, reverse=True)[:top_k]
+    order: list[int] = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
+    return order

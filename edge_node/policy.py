@@ -23,6 +23,14 @@ class Payload(StrEnum):
     TENSOR = "tensor"
 
 
+class Privacy(StrEnum):
+    """What may leave the edge: everything, features at a cut, or nothing."""
+
+    ANY = "any"
+    FEATURES = "features-only"
+    NOTHING = "never-leaves-the-edge"
+
+
 class Route(StrEnum):
     """Where the answer is to come from: here, or the cloud given the input or the features at a cut."""
 
@@ -67,8 +75,6 @@ LEAST_CLOUD_S = 0.001
 
 def check_mode(mode: Mode, cut: str | None, cuts: tuple[str, ...]) -> str | None:
     """The cut that `mode` works with, or None. Raises `InvalidInput` for a pair that cannot be served."""
-    if mode is Mode.AUTO:
-        raise InvalidInput("mode: 'auto' is not available yet; use edge, cloud, cascade or split")
     if mode is not Mode.SPLIT:
         if cut is not None:
             raise InvalidInput(f"cut: only mode 'split' takes a cut, the mode is {mode.value!r}")
@@ -91,9 +97,15 @@ def edge_first(mode: Mode, cut: str | None, exit_cut: str | None) -> bool:
 
 
 def decide(
-    mode: Mode, confidence: float | None, threshold: float, budget: Budget, *, has_cloud: bool
+    mode: Mode,
+    confidence: float | None,
+    threshold: float,
+    budget: Budget,
+    *,
+    has_cloud: bool,
+    privacy: Privacy = Privacy.ANY,
 ) -> Decision:
-    """Where the answer comes from.
+    """Where the answer comes from; in mode `auto` the route says that something goes up, and not yet what.
 
     `confidence` is the edge answer's, None when the edge model has not run; it is trusted from
     `threshold` on, save in mode `cloud`.
@@ -106,6 +118,8 @@ def decide(
         return Decision(Route.EDGE, "confident")
     if not has_cloud:
         return Decision(Route.EDGE, "no_cloud", degraded=True)
+    if privacy is Privacy.NOTHING or (privacy is Privacy.FEATURES and mode in (Mode.CLOUD, Mode.CASCADE)):
+        return Decision(Route.EDGE, "privacy", degraded=True)
     if budget.cloud_s < LEAST_CLOUD_S:
         return Decision(Route.EDGE, "budget", degraded=True)
     reason = "mode" if confidence is None else "low_confidence"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
-from edge_node.policy import Mode, Payload
+from edge_node.policy import Mode, Payload, Privacy
 
 PREFIX = "EDGE_"
 MAX_DEADLINE_MS = 60_000
@@ -30,6 +30,11 @@ def _from_json(value: object) -> object:
         raise ValueError(f"not JSON: {error}") from error
 
 
+def _cores() -> int:
+    """The cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Preferences(BaseModel):
     """How samples are to be answered: said by a request, or by the settings for a model.
 
@@ -38,7 +43,9 @@ class Preferences(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    mode: Annotated[Mode | None, Field(description="who may answer: edge, cloud, cascade or split")] = None
+    mode: Annotated[Mode | None, Field(description="who may answer: edge, cloud, cascade, split or auto")] = (
+        None
+    )
     cut: Annotated[
         Annotated[str, Field(min_length=1)] | None,
         Field(description="where mode 'split' cuts; if not given, at the early exit, else at the first cut"),
@@ -69,7 +76,7 @@ class Settings(BaseSettings):
         pattern=r"^$|^.+:\d{1,5}$|^(dns|ipv4|ipv6|unix):.+$",
         description="host:port of the cloud's gRPC; empty for no cloud",
     )
-    mode: Mode = Field(Mode.CASCADE, description="edge, cloud, cascade or split, unless a request says")
+    mode: Mode = Field(Mode.CASCADE, description="edge, cloud, cascade, split or auto, unless a request says")
     deadline_ms: Milliseconds = Field(200, description="milliseconds to an answer, unless a request says")
     models: Annotated[dict[str, Preferences], NoDecode, BeforeValidator(_from_json)] = Field(
         default_factory=dict,
@@ -79,6 +86,10 @@ class Settings(BaseSettings):
         Payload.SMALLEST,
         description="what goes up for an image: smallest of image and tensor, or always tensor",
     )
+    privacy: Privacy = Field(
+        Privacy.ANY,
+        description="what may leave this node: any, features-only or never-leaves-the-edge",
+    )
     node_id: str = Field(
         default_factory=platform.node,
         min_length=1,
@@ -87,10 +98,19 @@ class Settings(BaseSettings):
     )
     threads: int = Field(1, ge=0, le=256, description="threads of one model run; 0 is one per core")
     workers: int = Field(
-        default_factory=lambda: os.cpu_count() or 1,
+        default_factory=_cores,
         ge=1,
         le=256,
         description="model runs at the same time; default is one per core",
+    )
+    inline_ms: float = Field(
+        default_factory=lambda: 0.5 if _cores() > 1 else 10.0,
+        ge=0,
+        le=100,
+        description="milliseconds up to which a model runs without a thread; default is 0.5, on one core 10",
+    )
+    max_batch: int = Field(
+        8, ge=1, le=256, description="samples in one model run, at most, where batching pays; 1 for never"
     )
     max_inflight: int = Field(128, ge=1, le=100_000, description="requests being answered; more are told 503")
     max_rows: int = Field(64, ge=1, le=1024, description="samples in one Open Inference request, at most")
@@ -144,6 +164,15 @@ def config_path() -> Path | None:
     """The settings file named by `EDGE_CONFIG`, if any."""
     value = os.environ.get(f"{PREFIX}CONFIG")
     return Path(value) if value else None
+
+
+def tune_grpc() -> None:
+    """Choose how gRPC waits for its sockets, unless `GRPC_EXPERIMENTS` says so already; before its first use.
+
+    Where it reads sockets on the thread that waits for it instead of on threads of its own, a message comes
+    back from the other end a third sooner (docs/adr/0009-kept-streams.md).
+    """
+    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")
 
 
 def misspelt_variables() -> dict[str, str]:

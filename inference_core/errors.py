@@ -13,6 +13,8 @@
         DeadlineExceeded    no answer in time
         CloudRefused        an answer, but not one that can be used
         BreakerOpen         not asked, because it has been failing
+        LinkLost            not asked, because what was sent last is overdue
+        LinkTooSlow         not asked, because the answer would be late
       BundleError           an untrusted or broken bundle: not served
 
 The classes say what the receiver may do about it. Status codes live in one table per transport, not on
@@ -109,6 +111,18 @@ class BreakerOpen(CloudUnavailable):
     reason = "breaker_open"
 
 
+class LinkLost(CloudUnavailable):
+    """What was sent last is overdue, and nothing has been heard since: nothing more is sent."""
+
+    reason = "link_lost"
+
+
+class LinkTooSlow(CloudUnavailable):
+    """By no way that there is would an answer be in time, as the link is now."""
+
+    reason = "link_slow"
+
+
 class BundleError(TandemError):
     """A bundle that is untrusted, incomplete or broken; the message names the file and the rule."""
 
@@ -118,6 +132,8 @@ HTTP_STATUS: Mapping[type[TandemError], int] = {
     ModelNotFound: 404,
     TooLarge: 413,
     Overloaded: 503,
+    VersionMismatch: 404,
+    DeadlineExceeded: 504,
     TandemError: 500,
 }
 

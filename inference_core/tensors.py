@@ -1,13 +1,12 @@
-"""Tensors on the wire: the Open Inference Protocol's data types, as bytes, JSON values and protobuf.
+"""Tensors on the wire: the Open Inference Protocol's data types, as bytes and protobuf.
 
 Raw tensors are little-endian, row-major and unpadded. Arrays made from received bytes are read-only
 views on them. A `BYTES` tensor is an object array of `bytes`, each element on the wire behind its
 length as 4 little-endian bytes.
 """
 
-import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,7 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-_JSON_TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
+SHARED_MEMORY = "shared_memory_region"
 _MAX_DIMENSIONS = 16
 _MAX_ELEMENTS = 1 << 48
 
@@ -62,22 +61,27 @@ def datatype_of(array: NDArray[Any]) -> str:
     return name
 
 
-def _dtype(name: str, datatype: str) -> np.dtype[Any]:
+def dtype_of(name: str, datatype: str) -> np.dtype[Any]:
+    """NumPy's dtype for the protocol's `datatype` of tensor `name`; `InvalidInput` where there is none."""
     dtype = DATATYPES.get(datatype)
     if dtype is None:
         raise InvalidInput(f"tensor {name!r}: datatype {datatype!r} is not one of {', '.join(DATATYPES)}")
     return dtype
 
 
-def _count(name: str, shape: Sequence[int]) -> int:
+def count_of(name: str, shape: Sequence[int]) -> int:
+    """The number of elements of `shape`; `InvalidInput` for one that no tensor here can have."""
     if len(shape) > _MAX_DIMENSIONS:
         raise InvalidInput(f"tensor {name!r}: {len(shape)} dimensions, the limit is {_MAX_DIMENSIONS}")
-    if any(not isinstance(d, int) or isinstance(d, bool) or d < 0 for d in shape):
-        raise InvalidInput(f"tensor {name!r}: shape {list(shape)} must hold whole numbers >= 0")
-    # An axis of length 0 makes the product 0, but NumPy refuses giant axes beside it all the same.
-    if math.prod(d for d in shape if d) > _MAX_ELEMENTS:
+    elements = 1
+    for d in shape:
+        if type(d) is not int or d < 0:
+            raise InvalidInput(f"tensor {name!r}: shape {list(shape)} must hold whole numbers >= 0")
+        # An axis of length 0 makes the product 0, but NumPy refuses giant axes beside it all the same.
+        elements *= d or 1
+    if elements > _MAX_ELEMENTS:
         raise InvalidInput(f"tensor {name!r}: shape {list(shape)} is over {_MAX_ELEMENTS} elements")
-    return math.prod(shape)
+    return 0 if 0 in shape else elements
 
 
 def from_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes | memoryview) -> NDArray[Any]:
@@ -85,8 +89,8 @@ def from_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes | mem
 
     Raises `InvalidInput` when datatype, shape and length do not fit together.
     """
-    dtype = _dtype(name, datatype)
-    count = _count(name, shape)
+    dtype = dtype_of(name, datatype)
+    count = count_of(name, shape)
     if datatype == "BYTES":
         return _elements(name, shape, count, memoryview(data))
     expected = count * dtype.itemsize
@@ -113,10 +117,11 @@ def _elements(name: str, shape: Sequence[int], count: int, data: memoryview) -> 
             break
     if len(values) != count:
         raise InvalidInput(f"tensor {name!r}: shape {list(shape)} does not fit its BYTES elements")
-    return _objects(values).reshape(shape)
+    return objects(values).reshape(shape)
 
 
-def _objects(values: Sequence[bytes]) -> NDArray[Any]:
+def objects(values: Sequence[bytes]) -> NDArray[Any]:
+    """A BYTES tensor of one axis."""
     array = np.empty(len(values), dtype=object)
     array[:] = list(values)
     return array
@@ -127,71 +132,6 @@ def to_bytes(array: NDArray[Any]) -> bytes:
     if datatype_of(array) == "BYTES":
         return b"".join(struct.pack("<I", len(item)) + item for item in array.ravel())
     return array.tobytes()
-
-
-def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> NDArray[Any]:
-    """The tensor given as JSON: nested or flat lists of numbers, booleans or strings (BYTES).
-
-    Raises `InvalidInput` for values that do not fit the datatype, among them fractions for integer
-    types, numbers out of range, and FP16, which the protocol gives no JSON form.
-    """
-    dtype = _dtype(name, datatype)
-    count = _count(name, shape)
-    if datatype == "FP16":
-        raise InvalidInput(f"tensor {name!r}: FP16 has no JSON form, send it as raw bytes")
-    if not isinstance(data, list):
-        raise InvalidInput(f"tensor {name!r}: data must be a list")
-    array = _strings(name, data) if datatype == "BYTES" else _numbers(name, datatype, dtype, data)
-    if array.size != count:
-        raise InvalidInput(f"tensor {name!r}: shape {list(shape)} is {count} elements, got {array.size}")
-    return array.reshape(shape)
-
-
-def _strings(name: str, data: list[Any]) -> NDArray[Any]:
-    flat = [item for row in _rows(name, data) for item in row]
-    if not all(isinstance(item, str) for item in flat):
-        raise InvalidInput(f"tensor {name!r}: BYTES data must be strings in JSON")
-    try:
-        return _objects([item.encode() for item in flat])
-    except UnicodeEncodeError as error:
-        raise InvalidInput(f"tensor {name!r}: a string is not valid Unicode") from error
-
-
-def _numbers(name: str, datatype: str, dtype: np.dtype[Any], data: list[Any]) -> NDArray[Any]:
-    # Before NumPy sees them: it would make numbers of strings, and room for the longest of them each.
-    types = {kind for row in _rows(name, data) for kind in set(map(type, row))}
-    if not types <= _JSON_TYPES[dtype.kind]:
-        raise InvalidInput(f"tensor {name!r}: data does not fit datatype {datatype}")
-    try:
-        with np.errstate(over="ignore"):
-            array = np.array(data, dtype)
-    except (ValueError, OverflowError) as error:
-        raise InvalidInput(f"tensor {name!r}: data is ragged or out of the range of {datatype}") from error
-    if dtype.kind == "f" and not np.isfinite(array).all():
-        raise InvalidInput(f"tensor {name!r}: a value is out of the range of {datatype}")
-    return array
-
-
-def _rows(name: str, data: list[Any], depth: int = 1) -> Iterable[list[Any]]:
-    """The lists inside `data` that hold the values; a list among values counts as a value."""
-    if depth > _MAX_DIMENSIONS:
-        raise InvalidInput(f"tensor {name!r}: data is nested more than {_MAX_DIMENSIONS} deep")
-    if data and all(isinstance(item, list) for item in data):
-        for item in data:
-            yield from _rows(name, item, depth + 1)
-    else:
-        yield data
-
-
-def to_json(array: NDArray[Any]) -> list[Any]:
-    """`array` as a flat, row-major list; a NaN or an infinity, which JSON lacks, becomes None."""
-    if datatype_of(array) == "BYTES":
-        return [item.decode("utf-8", "replace") for item in array.ravel()]
-    flat = array.ravel()
-    if array.dtype.kind == "f" and not np.isfinite(flat).all():
-        return [value if math.isfinite(value) else None for value in flat.tolist()]
-    result: list[Any] = flat.tolist()
-    return result
 
 
 def to_request(
@@ -241,32 +181,45 @@ def _tensors(metadata: Sequence[Any], raw: Sequence[bytes], what: str) -> Tensor
         raise InvalidInput(f"{len(metadata)} {what}s but {len(raw)} raw {what} contents")
     tensors: Tensors = {}
     for at, item in enumerate(metadata):
-        if item.name in tensors:
-            raise InvalidInput(f"{what} {item.name!r} is given twice")
-        shape = [int(d) for d in item.shape]
+        name, shape = item.name, tuple(item.shape)
+        if name in tensors:
+            raise InvalidInput(f"{what} {name!r} is given twice")
+        if item.parameters:
+            refuse_shared_memory(f"{what} {name!r}", item.parameters)
         if raw:
-            tensors[item.name] = from_bytes(item.name, item.datatype, shape, raw[at])
+            tensors[name] = from_bytes(name, item.datatype, shape, raw[at])
         else:
-            tensors[item.name] = _from_contents(item.name, item.datatype, shape, item.contents)
+            tensors[name] = _from_contents(name, item.datatype, shape, item.contents)
     return tensors
 
 
 def _from_contents(name: str, datatype: str, shape: Sequence[int], contents: Any) -> NDArray[Any]:
-    dtype = _dtype(name, datatype)
+    dtype = dtype_of(name, datatype)
     field = _CONTENTS.get(datatype)
     if field is None:
         raise InvalidInput(f"tensor {name!r}: {datatype} must be sent as raw contents")
     values = getattr(contents, field)
-    if len(values) != _count(name, shape):
+    if len(values) != count_of(name, shape):
         raise InvalidInput(
             f"tensor {name!r}: shape {list(shape)} does not fit the {len(values)} values in {field}"
         )
     if datatype == "BYTES":
-        return _objects(values).reshape(shape)
+        return objects(values).reshape(shape)
     try:
         return np.array(values, dtype).reshape(shape)
     except OverflowError as error:
         raise InvalidInput(f"tensor {name!r}: a value is out of the range of {datatype}") from error
+
+
+def get_outputs(message: oip.ModelInferRequest) -> dict[str, dict[str, Parameter]]:
+    """The outputs that a request names, each with its parameters; none stands for all of them."""
+    return {output.name: get_parameters(output.parameters) for output in message.outputs}
+
+
+def refuse_shared_memory(tensor: str, parameters: Container[str]) -> None:
+    """Raise `InvalidInput` when the parameters of `tensor`, so called, say that it is in shared memory."""
+    if SHARED_MEMORY in parameters:
+        raise InvalidInput(f"{tensor}: parameter {SHARED_MEMORY}: shared memory is not served here")
 
 
 def set_parameters(target: Any, parameters: Mapping[str, Parameter]) -> None:

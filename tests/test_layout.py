@@ -40,10 +40,21 @@ OFFLINE = {
     "zstandard",
 }
 FASTAPI = {"edge_node/app.py", "edge_node/device_api.py", "edge_node/open_inference.py"}
-WIRE = {"edge_node/cloud_client.py", "edge_node/grpc_api.py", "cloud_service/servicer.py"}
+WIRE = {
+    "edge_node/cloud_client.py",
+    "edge_node/connection.py",
+    "edge_node/envelope.py",
+    "edge_node/grpc_api.py",
+    "edge_node/reply.py",
+    "edge_node/stream.py",
+    "cloud_service/grpc_server.py",
+    "cloud_service/servicer.py",
+    "cloud_service/stream.py",
+}
 PROTOS = {
     "inference_core/tensors.py": "protos.open_inference_pb2",
     "inference_core/trust.py": "protos.model_file_pb2",
+    "inference_core/unserved.py": "grpc",
 }
 ENVIRONMENT = {"edge_node/settings.py", "cloud_service/settings.py"}
 UNPICKLING = {"cPickle", "cloudpickle", "dill", "joblib", "jsonpickle", "marshal", "pickle", "shelve"}

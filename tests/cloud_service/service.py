@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from onnx import TensorProto, helper
 from prometheus_client import CollectorRegistry
 
+from cloud_service.descriptions import create_catalogue
+from cloud_service.grpc_server import GrpcServer
 from cloud_service.metrics import Metrics
 from cloud_service.models import Models, load_models
-from cloud_service.servicer import GrpcServer, Servicer
+from cloud_service.servicer import Servicer
 from cloud_service.settings import Settings
 from protos import open_inference_pb2_grpc as oip_grpc
+from tests.bundles import Parts, constant, model_bytes, pool_and_classify, replace_file, write_bundle
 
 PATIENCE_S = 30.0
 
@@ -31,7 +35,10 @@ class Service:
         self.models = Models()
         self.runs = ThreadPoolExecutor(1)
         self.decoders = ThreadPoolExecutor(2)
-        self.server = GrpcServer(Servicer(self.models, self.metrics, self.decoders, "1.2.3"), settings)
+        catalogue = create_catalogue(self.models, settings, "1.2.3")
+        self.server = GrpcServer(
+            Servicer(self.models, self.metrics, self.decoders, catalogue, settings.max_queue), settings
+        )
 
     async def start(self) -> None:
         await self.server.start()
@@ -95,8 +102,8 @@ class Service:
 
 @contextlib.asynccontextmanager
 async def serving(*bundles: Path, loaded: bool = True, **changes: Any) -> AsyncIterator[Service]:
-    """A service of these bundles; `changes` are settings."""
-    options: dict[str, Any] = {"grpc_port": 0, "threads": 1} | changes
+    """A service of these bundles; `changes` are settings. Runs take the thread, where they can be held."""
+    options: dict[str, Any] = {"grpc_port": 0, "threads": 1, "inline_ms": 0} | changes
     service = Service(Settings(bundles=bundles, **options))
     try:
         await service.start()
@@ -105,3 +112,22 @@ async def serving(*bundles: Path, loaded: bool = True, **changes: Any) -> AsyncI
         yield service
     finally:
         await service.stop()
+
+
+def failing_bundle(folder: Path) -> Path:
+    """A bundle whose full model fails where a channel is wholly 1: it reads behind the end of a list."""
+    write_bundle(folder, cuts=())
+    pool, flatten, _, *weights = pool_and_classify()
+    parts: Parts = [
+        pool,
+        flatten,
+        helper.make_node("Gemm", ["means", "weights", "bias"], ["plain"]),
+        *weights,
+        constant("zero", [0.0]),
+        helper.make_node("ReduceMax", ["means"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["at"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["zero", "at"], ["nothing"]),
+        helper.make_node("Add", ["plain", "nothing"], ["logits"]),
+    ]
+    replace_file(folder, "full.onnx", model_bytes(parts))
+    return folder

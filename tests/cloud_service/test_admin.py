@@ -45,8 +45,9 @@ def test_ready_and_listing_once_loaded(make_bundle: Callable[..., Path]) -> None
 
 def test_what_is_not_there() -> None:
     client = TestClient(create_admin(Models()))
-    assert client.get("/v2").status_code == 404
-    assert client.post("/readyz").status_code == 405
+    for method, path, status in (("GET", "/v3", 404), ("POST", "/readyz", 405)):
+        answer = client.request(method, path)
+        assert (answer.status_code, list(answer.json())) == (status, ["error"])
 
 
 @pytest.mark.anyio

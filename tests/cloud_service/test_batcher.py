@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from cloud_service.batcher import Batched, Batcher
 from inference_core.engine import Engine
-from inference_core.errors import DeadlineExceeded, InvalidInput, ModelError, Overloaded, TooLarge
+from inference_core.errors import DeadlineExceeded, InvalidInput, ModelError, Overloaded
 from inference_core.tensors import Tensors
 
 pytestmark = pytest.mark.anyio
@@ -52,12 +52,12 @@ class HeldEngine(Engine):
         self._began = threading.Semaphore(0)
         self._permits = threading.Semaphore(0)
 
-    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Tensors:
+    def compute(self, inputs: Mapping[str, NDArray[np.generic]]) -> Tensors:
         self.given.append(inputs["x"])
         self._began.release()
         if self.held:
             assert self._permits.acquire(timeout=PATIENCE_S)
-        outputs = super().run(inputs)
+        outputs = super().compute(inputs)
         return outputs if self.change is None else self.change(outputs)
 
     def let(self, runs: int = 1) -> None:
@@ -125,6 +125,23 @@ async def test_a_lone_call_runs_at_once() -> None:
     async with rig(held=False) as r:
         assert await values(r.submit(7.0)) == [7.0]
         assert r.ran == [1]
+
+
+async def test_runs_that_ended_well_are_told_with_their_seconds() -> None:
+    told: list[tuple[int, float]] = []
+    clock = iter(range(1000))
+    async with rig(
+        held=False,
+        on_ran=lambda rows, seconds: told.append((rows, seconds)),
+        clock=lambda: float(next(clock)),
+    ) as r:
+        await values(r.submit(1.0, 2.0))
+        r.engine.change = lambda outputs: {name: array[:0] for name, array in outputs.items()}
+        with pytest.raises(ModelError):
+            await values(r.submit(3.0))
+        assert [rows for rows, _ in told] == [2]
+        assert told[0][1] > 0
+        assert r.ran == [2, 1]
 
 
 async def test_calls_that_come_during_a_run_share_the_next() -> None:
@@ -322,7 +339,7 @@ async def test_a_call_that_leaves_makes_room_in_the_queue() -> None:
 
 async def test_more_samples_than_fit_into_a_run_are_refused() -> None:
     async with rig(held=False) as r:
-        with pytest.raises(TooLarge, match="5 samples in one request, the limit is 4"):
+        with pytest.raises(InvalidInput, match="5 samples in one request, the limit is 4"):
             await r.submit(1.0, 2.0, 3.0, 4.0, 5.0)
         assert await values(r.submit(1.0, 2.0, 3.0, 4.0)) == [1.0, 2.0, 3.0, 4.0]
 
@@ -377,7 +394,7 @@ async def test_a_call_whose_deadline_has_passed_is_not_run() -> None:
         await r.busy()
         late, inside, exact = (
             r.submit(1.0, deadline=5.0),
-            r.submit(2.0, deadline=5.1),
+            r.submit(2.0, deadline=10.1),
             r.submit(3.0, deadline=5),
         )
         await r.queued(3)
@@ -493,3 +510,118 @@ async def test_every_caller_gets_its_own_rows(
         assert r.ran == [len(rows) for rows in r.engine.rows]
         ran = sorted(value for rows in r.engine.rows[1:] for value in rows)
         assert ran == sorted(value for _, own, fate in tasks if fate == "stay" for value in own)
+
+
+async def taught(r: Rig, seconds: Callable[[int], float]) -> None:
+    """Runs of one and two samples that take so long, by the rig's clock."""
+    for at in range(60):
+        n = at % 2 + 1
+        r.batcher.cost.observe(n, seconds(n))
+    assert r.batcher.cost.told
+
+
+async def test_samples_go_alone_where_batches_do_not_pay() -> None:
+    async with rig() as r:
+        await taught(r, lambda n: 0.01 * n**1.5)
+        await r.busy()
+        calls = [r.submit(1.0), r.submit(2.0), r.submit(3.0)]
+        await r.queued(3)
+        r.engine.let(4)
+        assert [await values(call) for call in calls] == [[1.0], [2.0], [3.0]]
+        assert r.engine.rows == [[-1.0], [1.0], [2.0], [3.0]]
+
+
+async def test_samples_go_together_where_that_pays() -> None:
+    async with rig() as r:
+        await taught(r, lambda n: 0.01 + 0.001 * n)
+        await r.busy()
+        calls = [r.submit(float(at)) for at in range(4)]
+        await r.queued(4)
+        r.engine.let(2)
+        assert [await values(call) for call in calls] == [[0.0], [1.0], [2.0], [3.0]]
+        assert r.engine.rows[1] == [0.0, 1.0, 2.0, 3.0]
+
+
+async def test_a_batch_is_no_larger_than_its_most_urgent_caller_can_bear() -> None:
+    async with rig() as r:
+        await taught(r, lambda n: 0.010 + 0.004 * n)
+        await r.busy()
+        urgent = r.submit(1.0, deadline=0.019)  # 14 ms alone, 18 in company of one, 22 in company of two
+        patient = [r.submit(2.0), r.submit(3.0)]
+        await r.queued(3)
+        r.engine.let(3)
+        assert await values(urgent) == [1.0]
+        assert [await values(call) for call in patient] == [[2.0], [3.0]]
+        assert r.engine.rows == [[-1.0], [1.0, 2.0], [3.0]]
+
+
+async def test_a_caller_who_joins_is_not_late_for_the_company_either() -> None:
+    async with rig() as r:
+        await taught(r, lambda n: 0.010 + 0.004 * n)
+        await r.busy()
+        patient, urgent = r.submit(1.0, 2.0), r.submit(3.0, deadline=0.019)
+        await r.queued(3)
+        r.engine.let()
+        assert (await asyncio.wait((patient,), timeout=0.05))[0] == set()
+        r.now = 0.001
+        r.engine.let(2)
+        assert await values(patient) == [1.0, 2.0]
+        assert await values(urgent) == [3.0]
+        assert r.engine.rows == [[-1.0], [1.0, 2.0], [3.0]]
+
+
+async def test_who_cannot_make_it_even_alone_is_refused_at_once() -> None:
+    async with rig() as r:
+        await taught(r, lambda n: 0.010 * n)
+        await r.busy()
+        with pytest.raises(DeadlineExceeded, match="too little time"):
+            await r.submit(1.0, deadline=0.009)
+        assert r.batcher.depth == 0
+        r.engine.let(2)
+
+
+async def test_what_has_not_been_seen_for_long_refuses_nobody() -> None:
+    async with rig(held=False) as r:
+        await taught(r, lambda n: 0.010 * n)
+        r.now = 5.0
+        assert await values(r.submit(1.0, deadline=5.001)) == [1.0]
+
+
+async def test_short_runs_take_place_at_once_and_long_ones_on_the_thread() -> None:
+    async with rig(held=False, inline_s=0.001) as r:
+        threads: list[int] = []
+
+        def note(outputs: Tensors) -> Tensors:
+            threads.append(threading.get_ident())
+            return outputs
+
+        r.engine.change = note
+        for seconds, inline in ((0.0005, True), (0.002, False)):
+            for _ in range(50):
+                r.batcher.cost.observe(1, seconds)
+            assert await values(r.submit(7.0)) == [7.0]
+            assert (threads[-1] == threading.get_ident()) is inline
+        assert r.ran == [1, 1]
+
+
+async def test_an_inline_run_that_fails_reaches_its_caller_only() -> None:
+    async with rig(held=False, inline_s=10.0) as r:
+        r.batcher.cost.observe(1, 0.0005)
+        r.engine.change = _fail
+        with pytest.raises(ModelError, match="the run failed"):
+            await r.submit(1.0)
+        r.engine.change = lambda outputs: {"y": outputs["y"][:0]}
+        with pytest.raises(ModelError, match="has not 1 rows"):
+            await r.submit(1.0)
+        r.engine.change = None
+        assert await values(r.submit(3.0)) == [3.0]
+
+
+async def test_nothing_runs_inline_beside_a_run_or_before_who_waits() -> None:
+    async with rig(inline_s=10.0) as r:
+        first = await r.busy()
+        r.batcher.cost.observe(1, 0.0005)
+        second = r.submit(2.0)
+        await r.queued(1)
+        r.engine.let(2)
+        assert [await values(first), await values(second)] == [[-1.0], [2.0]]

@@ -88,5 +88,5 @@ def test_it_tells_its_ports_and_ends_well_when_told_to(make_bundle: MakeBundle) 
     assert ports is not None
     assert len({*ports.groups(), "0"}) == 4
     assert "CLOUD_HTTPPORT is set, but is no setting; did you mean CLOUD_HTTP_PORT?" in log
-    assert "ready: colors, colors.image, colors.tail.means, colors.tail.pixels" in log
+    assert "ready: colors, colors.image, colors.packed.means, colors.packed.pixels, colors.tail.means" in log
     assert log.rstrip().endswith("stopped")

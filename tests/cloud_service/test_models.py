@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from cloud_service.decoding import Images
 from cloud_service.metrics import Metrics
-from cloud_service.models import Images, Models, Served, load_models
+from cloud_service.models import Models, Served, load_models
 from cloud_service.settings import Settings
 from inference_core.bundle import load_bundle
 from inference_core.errors import (
@@ -68,6 +69,8 @@ def test_a_bundle_gives_the_full_model_its_image_form_and_a_tail_for_each_cut(
         "colors.image",
         "colors.tail.pixels",
         "colors.tail.means",
+        "colors.packed.pixels",
+        "colors.packed.means",
     ]
     assert {(item.version, item.digest) for item in served} == {("1", load_bundle(folder).digest)}
     assert served[0].batcher is served[1].batcher
@@ -75,7 +78,7 @@ def test_a_bundle_gives_the_full_model_its_image_form_and_a_tail_for_each_cut(
 
 def test_a_bundle_on_tensors_alone_has_no_image_form(load: Load, make_bundle: MakeBundle) -> None:
     served = load(make_bundle(preprocess=False, cuts=("means",)))
-    assert [item.name for item in served] == ["colors", "colors.tail.means"]
+    assert [item.name for item in served] == ["colors", "colors.tail.means", "colors.packed.means"]
 
 
 def test_two_bundles(load: Load, make_bundle: MakeBundle) -> None:
@@ -229,6 +232,18 @@ def test_broken_bundle_is_refused_by_file_and_rule(
 
 def test_settings_reach_the_batcher_and_the_images(load: Load, make_bundle: MakeBundle) -> None:
     served = {item.name: item for item in load(make_bundle(cuts=()), max_batch_size=3, max_pixels=99)}
-    images = served["colors.image"].images
-    assert images is not None
+    images = served["colors.image"].decoder
+    assert isinstance(images, Images)
     assert (images.max_images, images.max_pixels, images.input_name) == (3, 99, "input")
+
+
+def test_answers_on_images_count_as_an_ensembles_do(load: Load, make_bundle: MakeBundle) -> None:
+    models = serving(load, make_bundle())
+    for name, runs in (("colors", 0), ("colors.image", 1), ("colors.tail.means", 0)):
+        served = models.get(name)
+        assert served.labels == ("red", "green", "blue")
+        served.answered(3, 0.010, 0.001, 0.002, 0.004, 0.001)
+        counted = served.statistics.document()
+        assert counted["inference_count"] == 3
+        assert counted["execution_count"] == runs, name
+        assert counted["inference_stats"]["compute_infer"] == {"count": 1, "ns": 4_000_000}

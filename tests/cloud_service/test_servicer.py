@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from cloud_service.servicer import SERVICE
 from inference_core.bundle import load_bundle
+from inference_core.catalogue import EXTENSIONS
 from inference_core.tensors import from_response, get_parameters, to_request
 from protos import open_inference_pb2 as oip
 from tests.bundles import (
@@ -22,16 +22,11 @@ from tests.bundles import (
     SURE_BUT_WRONG,
     UNSURE,
     Color,
-    Parts,
-    constant,
-    model_bytes,
     picture,
     pixels,
-    pool_and_classify,
-    replace_file,
     write_bundle,
 )
-from tests.cloud_service.service import Service, serving
+from tests.cloud_service.service import Service, failing_bundle, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -88,7 +83,7 @@ async def test_server_metadata(service: Service) -> None:
     assert (metadata.name, metadata.version, list(metadata.extensions)) == (
         "tandem-cloud",
         "1.2.3",
-        ["tandem"],
+        list(EXTENSIONS),
     )
 
 
@@ -180,10 +175,11 @@ async def test_answer_says_how_long_each_stage_took_and_which_bundle_it_is(
 ) -> None:
     answer = get_parameters((await service.stub.ModelInfer(request(SURE))).parameters)
     assert answer.pop("tandem_bundle") == load_bundle(bundle).digest
-    assert answer.keys() == {"tandem_queue_ms", "tandem_infer_ms"}
+    assert answer.keys() == {"tandem_queue_ms", "tandem_infer_ms", "tandem_total_ms"}
     assert all(isinstance(value, float) and 0 <= value < 10_000 for value in answer.values())
     answer = get_parameters((await service.stub.ModelInfer(images(picture(SURE)))).parameters)
-    assert answer.keys() == {"tandem_bundle", "tandem_decode_ms", "tandem_queue_ms", "tandem_infer_ms"}
+    stages = {"tandem_decode_ms", "tandem_queue_ms", "tandem_infer_ms", "tandem_total_ms"}
+    assert answer.keys() == {"tandem_bundle"} | stages
 
 
 async def test_caller_with_the_same_bundle_is_answered(service: Service, bundle: Path) -> None:
@@ -253,7 +249,7 @@ BAD = {
     "infinity": (tensor(np.full((1, 3, 8, 8), np.inf, "f4")), Code.INVALID_ARGUMENT, "NaN or an infinity"),
     "too many samples": (
         request(*[SURE] * 5),
-        Code.RESOURCE_EXHAUSTED,
+        Code.INVALID_ARGUMENT,
         "5 samples in one request, the limit is 4",
     ),
     "tail with pixels": (
@@ -459,22 +455,7 @@ async def test_calls_after_close_are_refused(service: Service) -> None:
 
 
 async def test_run_that_fails_is_internal_and_the_next_works(tmp_path: Path) -> None:
-    folder = write_bundle(tmp_path / "fails", cuts=())
-    # For a channel that is wholly 1 this reads behind the end of a list of one zero.
-    pool, flatten, _, *weights = pool_and_classify()
-    parts: Parts = [
-        pool,
-        flatten,
-        helper.make_node("Gemm", ["means", "weights", "bias"], ["plain"]),
-        *weights,
-        constant("zero", [0.0]),
-        helper.make_node("ReduceMax", ["means"], ["most"], keepdims=0),
-        helper.make_node("Cast", ["most"], ["at"], to=TensorProto.INT64),
-        helper.make_node("Gather", ["zero", "at"], ["nothing"]),
-        helper.make_node("Add", ["plain", "nothing"], ["logits"]),
-    ]
-    replace_file(folder, "full.onnx", model_bytes(parts))
-    async with serving(folder) as service:
+    async with serving(failing_bundle(tmp_path / "fails")) as service:
         with refused(Code.INTERNAL, "full.onnx: the run failed"):
             await service.stub.ModelInfer(request(SURE))
         assert await works(service)
@@ -496,3 +477,58 @@ async def test_port_that_is_taken(bundle: Path, service: Service) -> None:
     with pytest.raises(RuntimeError, match="bind"):
         async with serving(bundle, host="127.0.0.1", grpc_port=service.server.port) as second:
             pytest.fail(f"started on {second.server.port}")  # pragma: no cover
+
+
+async def test_configuration_statistics_and_index(service: Service) -> None:
+    for version in ("", "1"):
+        config = (
+            await service.stub.ModelConfig(oip.ModelConfigRequest(name="colors", version=version))
+        ).config
+        assert (config.name, config.max_batch_size) == ("colors", 4)
+        assert (config.input[0].data_type, list(config.input[0].dims)) == (oip.TYPE_FP32, [3, 8, 8])
+        assert config.HasField("dynamic_batching")
+    index = (await service.stub.RepositoryIndex(oip.RepositoryIndexRequest(ready=True))).models
+    assert {entry.state for entry in index} == {"READY"}
+    everything = (await service.stub.ModelStatistics(oip.ModelStatisticsRequest())).model_stats
+    assert [stats.name for stats in everything] == [entry.name for entry in index]
+    with refused(Code.NOT_FOUND, "'shapes' is not served here"):
+        await service.stub.ModelConfig(oip.ModelConfigRequest(name="shapes"))
+    with refused(Code.FAILED_PRECONDITION, "version 2 was asked for"):
+        await service.stub.ModelStatistics(oip.ModelStatisticsRequest(name="colors", version="2"))
+
+
+async def test_statistics_count_each_request_once(service: Service) -> None:
+    await service.stub.ModelInfer(request(SURE, UNSURE))
+    await service.stub.ModelInfer(images(picture(SURE)))
+    with refused(Code.INVALID_ARGUMENT):
+        await service.stub.ModelInfer(tensor(np.zeros((1, 2), np.float32)))
+    (full,) = (await service.stub.ModelStatistics(oip.ModelStatisticsRequest(name="colors"))).model_stats
+    (image,) = (
+        await service.stub.ModelStatistics(oip.ModelStatisticsRequest(name="colors.image"))
+    ).model_stats
+    assert (full.inference_count, full.execution_count) == (2, 2)  # the image ran on it as well
+    assert (full.inference_stats.success.count, full.inference_stats.fail.count) == (1, 1)
+    assert full.inference_stats.success.ns > full.inference_stats.compute_infer.ns > 0
+    assert [run.batch_size for run in full.batch_stats] == [1, 2]
+    assert (image.inference_count, image.execution_count) == (1, 1)
+    assert image.inference_stats.compute_input.ns > 0
+
+
+async def test_outputs_by_name_and_as_their_best_classes(service: Service) -> None:
+    message = request(SURE, UNSURE)
+    output = message.outputs.add(name="logits")
+    assert winners(await service.stub.ModelInfer(message)) == [RED, BLUE]
+    output.parameters["classification"].int64_param = 1
+    best = from_response(await service.stub.ModelInfer(message))["logits"]
+    assert [text.split(b":")[1:] for text in best.ravel()] == [[b"0", b"red"], [b"2", b"blue"]]
+    output.parameters["classification"].int64_param = 0
+    with refused(Code.INVALID_ARGUMENT, "parameter classification must be a whole number >= 1, got 0"):
+        await service.stub.ModelInfer(message)
+    output.parameters.clear()
+    output.parameters["shared_memory_region"].string_param = "mine"
+    with refused(Code.INVALID_ARGUMENT, "shared memory is not served here"):
+        await service.stub.ModelInfer(message)
+    output.name = "else"
+    output.parameters.clear()
+    with refused(Code.INVALID_ARGUMENT, "output 'else': the model has 'logits' only"):
+        await service.stub.ModelInfer(message)

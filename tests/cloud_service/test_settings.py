@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from cloud_service.settings import Settings, config_path, describe, load_settings, misspelt_variables
+from cloud_service.settings import (
+    Settings,
+    config_path,
+    describe,
+    load_settings,
+    misspelt_variables,
+    tune_grpc,
+)
 
 Env = pytest.MonkeyPatch
 
@@ -138,3 +145,13 @@ def test_description_has_a_line_for_each_setting_with_its_default() -> None:
         assert str(field.description) in line
         default = "models/digits" if name == "bundles" else str(field.default)
         assert line.split()[1] == default
+
+
+def test_grpc_is_tuned_unless_the_operator_has_said_how(monkeypatch: Env) -> None:
+    monkeypatch.setenv("GRPC_EXPERIMENTS", "")  # put back after the test, whatever it was
+    del os.environ["GRPC_EXPERIMENTS"]
+    tune_grpc()
+    assert os.environ["GRPC_EXPERIMENTS"] == "-event_engine_client,-event_engine_listener"
+    monkeypatch.setenv("GRPC_EXPERIMENTS", "tcp_rcv_lowat")
+    tune_grpc()
+    assert os.environ["GRPC_EXPERIMENTS"] == "tcp_rcv_lowat"

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
@@ -25,10 +24,14 @@ from edge_node.app import create_app
 from edge_node.body import Intake
 from edge_node.cloud import Cloud, CloudAnswer, Query
 from edge_node.dataplane import Dataplane
-from edge_node.joint import Ask, JointInference
+from edge_node.front import Front
+from edge_node.joint import JointInference
 from edge_node.metrics import Metrics
 from edge_node.model_slot import PROVIDERS, ModelSlots, load_models
+from edge_node.navigator import Navigator
 from edge_node.outcome import Outcome
+from edge_node.request import Ask
+from edge_node.runner import Runner
 from edge_node.settings import Preferences, Settings
 from inference_core.bundle import load_bundle
 from inference_core.errors import CloudUnavailable, DeadlineExceeded
@@ -95,7 +98,12 @@ class Node:
     """One edge node; `changes` are settings."""
 
     def __init__(
-        self, *bundles: Path, cloud: Cloud | None = None, loaded: bool = True, **changes: Any
+        self,
+        *bundles: Path,
+        cloud: Cloud | None = None,
+        navigator: Navigator | None = None,
+        loaded: bool = True,
+        **changes: Any,
     ) -> None:
         # Long enough for a busy machine; tests of deadlines give their own.
         given: dict[str, Any] = {"deadline_ms": 20_000, "grpc_port": 0} | changes
@@ -105,12 +113,16 @@ class Node:
         self.slots = ModelSlots()
         self.cloud = cloud
         self.executor = ThreadPoolExecutor(2)
+        self.edge_runs: list[int] = []
+        self.runner = Runner(self.executor, workers=2, clock=time.perf_counter)
         self.joint = JointInference(
-            self.slots,
             cloud,
             self.metrics,
+            self.runner,
             self.executor,
+            navigator=navigator,
             payload=self.settings.payload,
+            privacy=self.settings.privacy,
             max_pixels=self.settings.max_pixels,
             max_inflight=self.settings.max_inflight,
         )
@@ -125,7 +137,7 @@ class Node:
             self.metrics.add_model(model)
         self.slots.load(models)
 
-    def app(self) -> FastAPI:
+    def app(self) -> Front:
         intake = Intake(self.settings.max_body_bytes, self.settings.max_held_bytes)
         return create_app(self.slots, self.joint, self.dataplane, self.metrics, intake)
 
@@ -141,7 +153,10 @@ class Node:
         **wants: Any,
     ) -> Outcome:
         """The outcome for one sample that arrived `late_s` seconds ago; `wants` are preferences."""
-        ask = Ask(model, sample, time.monotonic() - late_s, version, request_id, Preferences(**wants), top_k)
+        loaded = self.slots.get(model, version)
+        if not isinstance(sample, bytes):
+            loaded.check({loaded.manifest.input.name: sample})
+        ask = Ask(loaded, sample, time.monotonic() - late_s, request_id, Preferences(**wants), top_k)
         return (await self.joint.infer(ask)).outcome
 
     def value(self, name: str, **labels: str) -> float:

@@ -88,6 +88,9 @@ def test_documentation(client: TestClient) -> None:
         *("/v2/health/live", "/v2/health/ready", "/v2/models/{model}", "/v2/models/{model}/infer"),
         *("/v2/models/{model}/versions/{version}/infer", "/v2/models/{model}/versions/{version}"),
         *("/v2/models/{model}/ready", "/v2/models/{model}/versions/{version}/ready"),
+        *("/v2/models/{model}/config", "/v2/models/{model}/versions/{version}/config"),
+        *("/v2/models/{model}/stats", "/v2/models/{model}/versions/{version}/stats", "/v2/models/stats"),
+        "/v2/repository/index",
     } == schema["paths"].keys()
     predict = schema["paths"][URL.replace("colors", "{model}")]["post"]
     assert {item["name"] for item in predict["parameters"]} == {

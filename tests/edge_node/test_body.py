@@ -1,11 +1,12 @@
 """Reading a body with a limit, from any stream of chunks."""
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 
 import pytest
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 
-from edge_node.body import Intake
+from edge_node.body import Body, Intake
 from inference_core.errors import InvalidInput, Overloaded, TooLarge
 
 pytestmark = pytest.mark.anyio
@@ -17,8 +18,11 @@ class Stream:
     def __init__(self, chunks: Sequence[bytes | None], content_length: bytes | None = None) -> None:
         self._chunks = list(chunks)
         self.read = 0
-        headers = [] if content_length is None else [(b"content-length", content_length)]
-        self.request = Request({"type": "http", "method": "POST", "headers": headers}, self._receive)
+        self.headers = {} if content_length is None else {b"content-length": content_length}
+
+    def into(self, intake: Intake) -> AbstractAsyncContextManager[Body]:
+        """The body as `intake` reads it."""
+        return intake.read(self.headers, self._receive)
 
     async def _receive(self) -> dict[str, object]:
         chunk = self._chunks.pop(0) if self._chunks else b""
@@ -28,22 +32,22 @@ class Stream:
         return {"type": "http.request", "body": chunk, "more_body": bool(self._chunks)}
 
 
-async def read_body(request: Request, limit: int) -> bytes:
+async def read_body(stream: Stream, limit: int) -> Body:
     """A body read alone."""
-    async with Intake(limit, 100).read(request) as body:
+    async with stream.into(Intake(limit, 100)) as body:
         return body
 
 
 @pytest.mark.parametrize("chunks", [[b"abcd"], [b"a", b"b", b"c", b"d"], [b"", b"abcd", b""]])
 @pytest.mark.parametrize("content_length", [None, b"4"])
 async def test_whole_body(chunks: list[bytes], content_length: bytes | None) -> None:
-    assert await read_body(Stream(chunks, content_length).request, 4) == b"abcd"
+    assert await read_body(Stream(chunks, content_length), 4) == b"abcd"
 
 
 async def test_declared_length_over_the_limit_is_refused_unread() -> None:
     stream = Stream([b"abcde"], b"5")
     with pytest.raises(TooLarge, match="body: 5 bytes, the limit is 4"):
-        await read_body(stream.request, 4)
+        await read_body(stream, 4)
     assert stream.read == 0
 
 
@@ -51,32 +55,32 @@ async def test_declared_length_over_the_limit_is_refused_unread() -> None:
 async def test_body_over_the_limit_is_refused_as_soon_as_it_is(content_length: bytes | None) -> None:
     stream = Stream([b"abc", b"de", b"f"], content_length)
     with pytest.raises(TooLarge, match="body: over the limit of 4 bytes"):
-        await read_body(stream.request, 4)
+        await read_body(stream, 4)
     assert stream.read == 2
 
 
 @pytest.mark.parametrize("chunks", [[], [b""], [b"", b""]])
 async def test_empty_body(chunks: list[bytes]) -> None:
     with pytest.raises(InvalidInput, match="body: is empty"):
-        await read_body(Stream(chunks).request, 4)
+        await read_body(Stream(chunks), 4)
 
 
 async def test_client_that_hangs_up() -> None:
     with pytest.raises(ClientDisconnect):
-        await read_body(Stream([b"a", None]).request, 4)
+        await read_body(Stream([b"a", None]), 4)
 
 
 async def test_bodies_share_one_limit_until_they_are_answered() -> None:
     intake = Intake(4, 6)
-    async with intake.read(Stream([b"abcd"]).request):
-        async with intake.read(Stream([b"ab"]).request) as fits:
+    async with Stream([b"abcd"]).into(intake):
+        async with Stream([b"ab"]).into(intake) as fits:
             assert fits == b"ab"
         with pytest.raises(Overloaded, match="bodies of 6 bytes are held, the limit is 6"):
-            async with intake.read(Stream([b"ab", b"c"]).request):
+            async with Stream([b"ab", b"c"]).into(intake):
                 pass
         with pytest.raises(Overloaded), intake.holding(3):
             pass
-    async with intake.read(Stream([b"abcd"]).request) as body:
+    async with Stream([b"abcd"]).into(intake) as body:
         with intake.holding(2):
             assert body == b"abcd"
 
@@ -85,7 +89,7 @@ async def test_a_refused_or_broken_body_is_held_no_longer() -> None:
     intake = Intake(4, 4)
     for chunks, error in (([b"abc", b"de"], TooLarge), ([b"abc", None], ClientDisconnect)):
         with pytest.raises(error):
-            async with intake.read(Stream(chunks).request):
+            async with Stream(chunks).into(intake):
                 pass
-    async with intake.read(Stream([b"abcd"]).request) as body:
+    async with Stream([b"abcd"]).into(intake) as body:
         assert body == b"abcd"

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from edge_node.breaker import Breaker, State
 from edge_node.cloud import Query
-from edge_node.cloud_client import MODEL_INFER, REFUSALS, CloudClient
+from edge_node.cloud_client import MODEL_INFER, CloudClient
+from edge_node.reply import REFUSALS
 from inference_core.bundle import TensorInfo
 from inference_core.errors import (
     BreakerOpen,

@@ -60,7 +60,7 @@ def test_answer_is_the_whole_outcome(client: TestClient, colors: Path) -> None:
     body = answer.json()
     assert body.keys() == {
         *("id", "source", "reason", "degraded", "mode", "cut", "prediction", "edge", "threshold", "model"),
-        *("timings_ms", "bytes_up", "bytes_down"),
+        *("timings_ms", "bytes_up", "bytes_down", "way", "predicted_ms", "prospects_ms"),
     }
     assert (body["id"], body["source"], body["reason"], body["degraded"], body["mode"]) == (
         *("id-7", "cloud", "low_confidence", False, "cascade"),
@@ -71,6 +71,7 @@ def test_answer_is_the_whole_outcome(client: TestClient, colors: Path) -> None:
     assert body["model"] == {"name": "colors", "version": "1", "digest": load_bundle(colors).digest}
     assert body["timings_ms"].keys() == {"preprocess", "edge", "cloud", "total"}
     assert body["bytes_up"] > 0
+    assert (body["way"], body["predicted_ms"], body["prospects_ms"]) == ("image", None, {})
 
 
 def test_answer_while_the_cloud_is_away(client: TestClient, cloud: CloudSimulator) -> None:
@@ -218,7 +219,7 @@ BAD: dict[str, tuple[int, str, bytes, str | None, Mapping[str, str]]] = {
 
 BAD_PARAMETERS = [
     ("mode=fast", "mode: Input should be 'edge', 'cloud'"),
-    ("mode=auto", "'auto' is not available yet"),
+    ("mode=auto&cut=means", "only mode 'split' takes a cut"),
     ("mode=split&cut=x", "cut: 'x' is not one of pixels, means"),
     ("cut=means", "only mode 'split' takes a cut"),
     ("deadline_ms=0", "deadline_ms: Input should be greater than or equal to 1"),
@@ -341,7 +342,7 @@ def test_busy_node_says_when_to_come_back(colors: Path, cloud: CloudSimulator) -
             answer = post(client, GOOD)
             cloud.gate.set()
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-        assert answer.json() == {"error": "1 samples are being answered, the limit is 1"}
+        assert answer.json() == {"error": "1 samples are being answered and 1 more asked for, the limit is 1"}
         assert edge.series("tandem_refused_requests_total") == {("device", "503"): 1}
         assert first.result().json()["source"] == "cloud"
         assert post(client, GOOD).status_code == 200

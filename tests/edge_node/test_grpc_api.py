@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 
 from edge_node.grpc_api import SERVICE, GrpcServer, Servicer
+from inference_core.catalogue import EXTENSIONS
 from inference_core.errors import CloudUnreachable
 from inference_core.tensors import from_response, get_parameters, to_request
 from protos import open_inference_pb2 as oip
@@ -96,7 +98,7 @@ async def test_server_is_live_ready_and_described(service: Service) -> None:
 
 async def test_server_has_one_name_over_both_transports(service: Service) -> None:
     metadata = await service.stub.ServerMetadata(oip.ServerMetadataRequest())
-    assert list(metadata.extensions) == ["binary_tensor_data", "tandem"]
+    assert list(metadata.extensions) == list(EXTENSIONS)
 
 
 @pytest.mark.parametrize(
@@ -184,11 +186,23 @@ BAD = {
     "raw too short": (raw("FP32", [1, 3, 8, 8], b"123"), Code.INVALID_ARGUMENT, "is 768 bytes, got 3"),
     "raw count": (raw("FP32", [1, 3, 8, 8], b"", b""), Code.INVALID_ARGUMENT, "1 inputs but 2 raw"),
     "giant shape": (raw("FP32", [1 << 40] * 3, b""), Code.INVALID_ARGUMENT, "elements"),
-    "no samples": (tensor(pixels()), Code.INVALID_ARGUMENT, "0 samples, the limits are 1 and 4"),
-    "too many samples": (request(*[SURE] * 5), Code.INVALID_ARGUMENT, "5 samples, the limits are 1 and 4"),
+    "no samples": (
+        tensor(pixels()),
+        Code.INVALID_ARGUMENT,
+        "0 samples in one request, the limits are 1 and 4",
+    ),
+    "too many samples": (
+        request(*[SURE] * 5),
+        Code.INVALID_ARGUMENT,
+        "5 samples in one request, the limits are 1 and 4",
+    ),
     "NaN": (tensor(np.full((1, 3, 8, 8), np.nan, "f4")), Code.INVALID_ARGUMENT, "NaN or an infinity"),
     "unknown mode": (request(SURE, tandem_mode="x"), Code.INVALID_ARGUMENT, "parameter tandem_mode: Input"),
-    "mode not yet": (request(SURE, tandem_mode="auto"), Code.INVALID_ARGUMENT, "'auto' is not available"),
+    "mode and cut": (
+        request(SURE, tandem_mode="auto", tandem_cut="means"),
+        Code.INVALID_ARGUMENT,
+        "only mode 'split' takes a cut",
+    ),
     "unknown cut": (
         request(SURE, tandem_mode="split", tandem_cut="x"),
         Code.INVALID_ARGUMENT,
@@ -248,7 +262,9 @@ async def test_busy_node(colors: Path, cloud: CloudSimulator) -> None:
             first = service.stub.ModelInfer(request(UNSURE, tandem_deadline_ms=500))
             waiting = asyncio.ensure_future(first)
             await cloud.arrived.wait()
-            with refused(Code.RESOURCE_EXHAUSTED, "1 samples are being answered, the limit is 1"):
+            with refused(
+                Code.RESOURCE_EXHAUSTED, "1 samples are being answered and 1 more asked for, the limit is 1"
+            ):
                 await service.stub.ModelInfer(request(SURE))
             assert winners(await waiting) == [RED]
             assert winners(await service.stub.ModelInfer(request(SURE))) == [RED]
@@ -318,3 +334,130 @@ async def test_port_that_is_taken(colors: Path, service: Service) -> None:
         with pytest.raises(RuntimeError, match="bind"):
             await server.start()
         await server.stop(0)
+
+
+async def test_configuration_statistics_and_index(service: Service) -> None:
+    await service.stub.ModelInfer(request(SURE, SURE))
+    for version in ("", "1"):
+        config = (
+            await service.stub.ModelConfig(oip.ModelConfigRequest(name="colors", version=version))
+        ).config
+        assert (config.name, config.backend, config.max_batch_size) == ("colors", "onnxruntime", 64)
+        assert (config.input[0].data_type, list(config.input[0].dims)) == (oip.TYPE_FP32, [3, 8, 8])
+    for asked in (oip.ModelStatisticsRequest(), oip.ModelStatisticsRequest(name="colors", version="1")):
+        (counted,) = (await service.stub.ModelStatistics(asked)).model_stats
+        assert (counted.name, counted.version, counted.inference_count) == ("colors", "1", 2)
+        assert counted.inference_stats.success.count == 1
+    (entry,) = (await service.stub.RepositoryIndex(oip.RepositoryIndexRequest())).models
+    assert (entry.name, entry.version, entry.state) == ("colors", "1", "READY")
+    with refused(Code.NOT_FOUND, "'shapes' is not served here"):
+        await service.stub.ModelConfig(oip.ModelConfigRequest(name="shapes"))
+    with refused(Code.NOT_FOUND, "'shapes' is not served here"):
+        await service.stub.ModelStatistics(oip.ModelStatisticsRequest(name="shapes"))
+
+
+async def test_best_classes(service: Service) -> None:
+    message = request(SURE, UNSURE)
+    message.outputs.add(name="logits").parameters["classification"].int64_param = 1
+    response = await service.stub.ModelInfer(message)
+    assert [text.split(b":")[1:] for text in from_response(response)["logits"].ravel()] == [
+        [b"0", b"red"],
+        [b"2", b"blue"],
+    ]
+
+
+def numbered(color: Color, number: int, **parameters: Any) -> oip.ModelInferRequest:
+    message = request(color, **parameters)
+    message.id = str(number)
+    return message
+
+
+async def test_stream_answers_each_request_and_an_error_does_not_end_it(edge: Node, service: Service) -> None:
+    stream = service.stub.ModelStreamInfer()
+    good = [numbered((SURE, UNSURE)[at % 2], at) for at in range(200)]
+    bad = [numbered(SURE, 200, tandem_mode="nonsense"), request(SURE, model="shapes")]
+    for message in (*good[:100], *bad, *good[100:]):
+        await stream.write(message)
+    await stream.done_writing()
+    answers = [answer async for answer in stream]
+    right = {int(a.infer_response.id): winners(a.infer_response) for a in answers if not a.error_message}
+    assert right == {at: [(RED, BLUE)[at % 2]] for at in range(200)}
+    failed = {answer.infer_response.id: answer for answer in answers if answer.error_message}
+    assert failed.keys() == {"200", "id-7"}
+    assert "parameter tandem_mode" in failed["200"].error_message
+    assert "'shapes' is not served here" in failed["id-7"].error_message
+    told = get_parameters(failed["id-7"].infer_response.parameters)
+    assert told == {"tandem_status": "NOT_FOUND"}
+    assert await stream.code() == Code.OK
+    await service.idle()
+    assert edge.series("grpc_server_handled_total") == {("OK", "ModelStreamInfer", SERVICE, "bidi_stream"): 1}
+    assert edge.series("tandem_refused_requests_total") == {
+        ("grpc", "INVALID_ARGUMENT"): 1,
+        ("grpc", "NOT_FOUND"): 1,
+    }
+    assert sum(edge.series("tandem_requests_total").values()) == 200
+
+
+async def test_answers_on_a_stream_do_not_wait_for_those_before_them(
+    service: Service, cloud: CloudSimulator
+) -> None:
+    cloud.silent, cloud.arrived = True, asyncio.Event()
+    stream = service.stub.ModelStreamInfer()
+    await stream.write(numbered(UNSURE, 1, tandem_deadline_ms=500))
+    await cloud.arrived.wait()
+    await stream.write(numbered(SURE, 2))
+    assert (await stream.read()).infer_response.id == "2"
+    late = (await stream.read()).infer_response
+    assert (late.id, get_parameters(late.parameters)["tandem_reason"]) == ("1", "deadline")
+    await stream.done_writing()
+    assert await stream.read() is grpc.aio.EOF
+
+
+async def test_stopping_ends_streams_once_what_they_asked_is_answered(
+    edge: Node, service: Service, cloud: CloudSimulator
+) -> None:
+    cloud.gate = threading.Event()
+    idle, busy = service.stub.ModelStreamInfer(), service.stub.ModelStreamInfer()
+    await idle.write(numbered(SURE, 1))
+    assert (await idle.read()).infer_response.id == "1"
+    await busy.write(numbered(UNSURE, 2))
+    assert await asyncio.to_thread(cloud.entered.wait, 30)
+    stopping = asyncio.create_task(service.server.stop(60))
+    assert await idle.read() is grpc.aio.EOF
+    assert not stopping.done()
+    cloud.gate.set()
+    assert winners((await busy.read()).infer_response) == [BLUE]
+    assert await busy.read() is grpc.aio.EOF
+    await asyncio.wait_for(stopping, 30)
+    assert edge.series("grpc_server_handled_total") == {("OK", "ModelStreamInfer", SERVICE, "bidi_stream"): 2}
+
+
+async def test_bug_on_a_stream_costs_one_answer_and_tells_nothing(
+    service: Service, cloud: CloudSimulator
+) -> None:
+    cloud.failure = RuntimeError("a bug, with a secret in its text")
+    stream = service.stub.ModelStreamInfer()
+    for number, color in enumerate((UNSURE, SURE)):
+        await stream.write(numbered(color, number))
+    await stream.done_writing()
+    answers = {answer.infer_response.id: answer.error_message async for answer in stream}
+    assert answers == {"0": "internal error; the service's log has the details", "1": ""}
+
+
+async def test_client_that_leaves_its_stream(
+    edge: Node, service: Service, cloud: CloudSimulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    cloud.silent, cloud.arrived = True, asyncio.Event()
+    stream = service.stub.ModelStreamInfer()
+    for number in range(100):  # more than are answered at a time
+        await stream.write(numbered(UNSURE, number))
+    await cloud.arrived.wait()
+    stream.cancel()
+    await service.idle()
+    assert edge.series("grpc_server_handled_total") == {
+        ("CANCELLED", "ModelStreamInfer", SERVICE, "bidi_stream"): 1
+    }
+    assert edge.value("tandem_inflight_requests") == 0
+    assert caplog.text == ""
+    cloud.silent = False
+    assert winners(await service.stub.ModelInfer(request(SURE))) == [RED]

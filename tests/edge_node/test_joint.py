@@ -2,22 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from edge_node.joint import Ask
 from edge_node.model_slot import load_models
 from edge_node.outcome import EdgeAnswer
 from edge_node.policy import Mode, Payload, Source
+from edge_node.request import Ask
 from edge_node.settings import Preferences, Settings
 from inference_core.bundle import load_bundle
-from inference_core.engine import Engine
 from inference_core.errors import (
     BreakerOpen,
     CloudRefused,
@@ -29,9 +27,7 @@ from inference_core.errors import (
     Overloaded,
     TooLarge,
 )
-from inference_core.tensors import Tensors
 from tests.bundles import (
-    EXIT,
     SURE,
     SURE_BUT_WRONG,
     UNSURE,
@@ -258,30 +254,20 @@ def exit_cloud(exit_colors: Path) -> CloudSimulator:
 def exiting(exit_colors: Path, exit_cloud: CloudSimulator) -> Iterator[Node]:
     """A node with that bundle, its edge model's runs counted."""
     with node(exit_colors, cloud=exit_cloud) as made:
-        count_runs(made, exit_colors)
+        count_runs(made)
         yield made
 
 
-class CountedEngine(Engine):
-    """An engine that counts its runs."""
-
-    runs = 0
-
-    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> Tensors:
-        self.runs += 1
-        return super().run(inputs)
-
-
-def count_runs(exiting: Node, folder: Path) -> None:
+def count_runs(exiting: Node) -> None:
+    """Begin to count: how often the models ran to be checked and warmed up is nobody's business."""
     model = exiting.slots.get("colors")
-    exiting.slots.load([replace(model, edge=CountedEngine((folder / EXIT).read_bytes(), name=EXIT))])
+    edge = replace(model.edge, on_run=lambda samples, _: exiting.edge_runs.append(samples))
+    exiting.slots.load([replace(model, edge=edge)])
 
 
 def edge_runs(exiting: Node) -> int:
     """How often the edge model has run for requests."""
-    engine = exiting.slots.get("colors").edge
-    assert isinstance(engine, CountedEngine)
-    return engine.runs
+    return len(exiting.edge_runs)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +364,7 @@ async def test_early_exit_answers_where_the_cloud_is_not_asked(
     exit_cloud.absent = CloudUnreachable("no connection")
     late_s = 60.0 if reason == "budget" else 0.0
     with node(exit_colors, cloud=None if reason == "no_cloud" else exit_cloud) as exiting:
-        count_runs(exiting, exit_colors)
+        count_runs(exiting)
         sure = await exiting.ask(picture(SURE), mode="split", late_s=late_s)
         assert (sure.source, sure.reason, sure.degraded) == ("edge", "confident", False)
         unsure = await exiting.ask(picture(UNSURE), mode="split", late_s=late_s)
@@ -527,7 +513,7 @@ async def test_calibration_of_the_bundle_makes_the_confidence(tmp_path: Path) ->
     [
         (picture(SURE), {"model": "shapes"}, ModelNotFound, "'shapes' is not served here, only colors"),
         (picture(SURE), {"version": "2"}, ModelNotFound, "version: '2' of model 'colors' is not served"),
-        (picture(SURE), {"mode": "auto"}, InvalidInput, "'auto' is not available yet"),
+        (picture(SURE), {"mode": "auto", "cut": "means"}, InvalidInput, "only mode 'split' takes a cut"),
         (picture(SURE), {"mode": "split", "cut": "x"}, InvalidInput, "cut: 'x' is not one of pixels, means"),
         (picture(SURE), {"mode": "edge", "cut": "means"}, InvalidInput, "only mode 'split' takes a cut"),
         (b"hello", {}, InvalidInput, "not one of JPEG, PNG, WEBP"),
@@ -588,7 +574,9 @@ async def test_more_than_the_limit_in_flight_is_refused(narrow: Node, cloud: Clo
     first = asyncio.create_task(narrow.ask(picture(UNSURE), deadline_ms=500))
     await cloud.arrived.wait()
     assert narrow.value("tandem_inflight_requests") == 1
-    with pytest.raises(Overloaded, match="1 samples are being answered, the limit is 1") as caught:
+    with pytest.raises(
+        Overloaded, match="1 samples are being answered and 1 more asked for, the limit is 1"
+    ) as caught:
         await narrow.ask(picture(SURE))
     assert caught.value.retry_after_s > 0
     assert (await first).reason == "deadline"
@@ -631,7 +619,7 @@ async def test_many_at_once_each_get_their_own(edge: Node) -> None:
 
 async def test_logits_stand_behind_the_prediction(edge: Node) -> None:
     answer = await edge.joint.infer(
-        Ask("colors", picture(UNSURE), time.monotonic(), wants=Preferences(mode=Mode.CLOUD))
+        Ask(edge.slots.get("colors"), picture(UNSURE), time.monotonic(), wants=Preferences(mode=Mode.CLOUD))
     )
     assert (answer.logits.dtype, answer.logits.shape) == (np.dtype(np.float32), (1, 3))
     assert int(answer.logits.argmax()) == answer.outcome.prediction.index

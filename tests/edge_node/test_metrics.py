@@ -6,6 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from edge_node.breaker import State
+from edge_node.link import Estimate
 from edge_node.metrics import RATIOS, SECONDS, Metrics
 from tests.edge_node.node import Node
 
@@ -42,6 +43,23 @@ def test_breaker_and_connection_by_peer() -> None:
     assert value("tandem_breaker_transitions_total", to="open") == 2
     assert value("tandem_breaker_transitions_total", to="half_open") == 1
     assert value("tandem_breaker_transitions_total", to="closed") == 0
+
+
+def test_the_link_and_the_age_of_what_is_known_of_it() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    now = [100.0]
+    metrics.add_link(lambda: 93.0, lambda: now[0])
+    metrics.estimated(Estimate(0.05, 0.1, 1e6, 0.2, 2e6, 0.3, 0.0, lost=False))
+    assert registry.get_sample_value("tandem_link_round_trip_seconds") == 0.05
+    rates = {
+        way: registry.get_sample_value("tandem_link_bandwidth_bytes_per_second", {"direction": way})
+        for way in ("up", "down")
+    }
+    assert rates == {"up": 1e6, "down": 2e6}
+    assert registry.get_sample_value("tandem_link_estimate_age_seconds") == 7
+    now[0] = 160.0
+    assert registry.get_sample_value("tandem_link_estimate_age_seconds") == 67
 
 
 def test_every_promised_latency_has_a_bucket_edge() -> None:

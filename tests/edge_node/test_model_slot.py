@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 
-from edge_node.model_slot import LoadedModel, ModelSlots, load_models
+from edge_node.model_slot import EdgeRun, LoadedModel, ModelSlots, load_models
 from edge_node.policy import Mode
 from edge_node.settings import Preferences, Settings
 from inference_core.bundle import load_bundle
 from inference_core.errors import BundleError, ModelNotFound, Overloaded
+from inference_core.tensors import Tensors
 from tests.bundles import (
     EXIT,
     SURE,
@@ -39,19 +41,26 @@ def test_loaded_model(make_bundle: MakeBundle) -> None:
     assert (model.name, model.manifest.version, model.digest) == ("colors", "1", load_bundle(folder).digest)
     assert (model.input.name, model.input.datatype, model.input.shape) == ("input", "FP32", (-1, 3, 8, 8))
     assert list(model.heads) == ["pixels", "means"]
-    assert model.edge.name == "edge-int8.onnx"
+    assert model.edge.engine.name == "edge-int8.onnx"
     assert 0.005 < model.reserve_s < 1.0
+
+
+def run_edge(model: LoadedModel, tensor: NDArray[Any]) -> EdgeRun:
+    return model.read(model.edge.engine.run({model.manifest.input.name: tensor}))
+
+
+def run_head(model: LoadedModel, cut: str, tensor: NDArray[Any]) -> Tensors:
+    return model.heads[cut].engine.run({model.manifest.input.name: tensor})
 
 
 def test_edge_answers_and_heads_give_features(make_bundle: MakeBundle) -> None:
     (model,) = load(make_bundle())
-    seen = model.run_edge(pixels(SURE))
+    seen = run_edge(model, pixels(SURE))
     assert seen.logits.shape == (1, 3)
     assert seen.features == {}
-    probabilities, confidence = model.calibrated(seen.logits)
-    assert probabilities.shape == (3,)
-    assert confidence == pytest.approx(probabilities.max()) == pytest.approx(1.0)
-    assert model.run_head("means", pixels(UNSURE))["features"].tolist() == [[130, 128, 128]]
+    assert len(seen.probabilities) == 3
+    assert seen.confidence == pytest.approx(max(seen.probabilities)) == pytest.approx(1.0)
+    assert run_head(model, "means", pixels(UNSURE))["features"].tolist() == [[130, 128, 128]]
 
 
 @pytest.mark.parametrize(("cut", "other"), [("means", "pixels"), ("pixels", "means")])
@@ -60,12 +69,12 @@ def test_early_exit_gives_what_the_head_gives_and_takes_its_place(
 ) -> None:
     (plain,) = load(make_bundle("plain"))
     (model,) = load(make_bundle("exit", exit_at=cut))
-    assert model.edge.name == EXIT
+    assert model.edge.engine.name == EXIT
     assert model.cuts == plain.cuts == ("pixels", "means")
     assert list(model.heads) == [other]
     for color in (SURE, UNSURE):
-        seen, apart = model.run_edge(pixels(color)), plain.run_head(cut, pixels(color))
-        np.testing.assert_allclose(seen.logits, plain.run_edge(pixels(color)).logits, atol=1e-4)
+        seen, apart = run_edge(model, pixels(color)), run_head(plain, cut, pixels(color))
+        np.testing.assert_allclose(seen.logits, run_edge(plain, pixels(color)).logits, atol=1e-4)
         assert seen.features.keys() == apart.keys() == {"features"}
         np.testing.assert_array_equal(seen.features["features"], apart["features"])
         assert seen.features["features"].dtype == np.uint8
@@ -75,8 +84,8 @@ def test_of_an_early_exit_only_what_the_tail_takes_is_kept(make_bundle: MakeBund
     folder = make_bundle(exit_at="means")
     change_exit(folder, lambda graph: graph.output.append(onnx.helper.make_empty_tensor_value_info("exact")))
     (model,) = load(folder)
-    assert len(model.edge.outputs) == 3
-    assert model.run_edge(pixels(SURE)).features.keys() == {"features"}
+    assert len(model.edge.engine.outputs) == 3
+    assert run_edge(model, pixels(SURE)).features.keys() == {"features"}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +103,7 @@ def test_calibration_comes_from_the_bundle(
     make_bundle: MakeBundle, scorer: str, temperature: float, confidence: float
 ) -> None:
     (model,) = load(make_bundle(scorer=scorer, temperature=temperature))
-    assert model.calibrated(model.run_edge(pixels(SURE)).logits)[1] == pytest.approx(confidence, abs=1e-4)
+    assert run_edge(model, pixels(SURE)).confidence == pytest.approx(confidence, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +144,6 @@ def test_split_is_at_the_early_exit_unless_the_settings_say(
 @pytest.mark.parametrize(
     ("changes", "cuts", "text"),
     [
-        ({"mode": "auto"}, ("means",), "settings of model 'colors': mode: 'auto' is not available yet"),
         ({"mode": "split"}, (), "settings of model 'colors': mode: 'split' needs a cut"),
         (
             {"models": {"colors": {"mode": "split", "cut": "x"}}},
@@ -147,7 +155,6 @@ def test_split_is_at_the_early_exit_unless_the_settings_say(
             ("means",),
             "settings of model 'colors': cut: 'x' is not one of means",
         ),
-        ({"models": {"colors": {"mode": "auto", "cut": "means"}}}, ("means",), "'auto' is not available yet"),
         ({"models": {"colours": {"mode": "edge"}}}, (), "EDGE_MODELS: no bundle is of model 'colours'"),
     ],
 )

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
+from inference_core.catalogue import EXTENSIONS
 from inference_core.errors import CloudUnreachable
-from tests.bundles import SURE, UNSURE, pixels, write_bundle
+from inference_core.unserved import PATHS
+from tests.bundles import SURE, UNSURE, picture, pixels, write_bundle
 from tests.edge_node.node import CloudSimulator, Node, node
 
 URL = "/v2/models/colors/infer"
@@ -68,7 +70,7 @@ def test_server_is_live_ready_and_described(client: TestClient) -> None:
     assert described == {
         "name": "tandem-edge",
         "version": "1.2.3",
-        "extensions": ["binary_tensor_data", "tandem"],
+        "extensions": list(EXTENSIONS),
     }
 
 
@@ -85,17 +87,72 @@ def test_model_metadata(client: TestClient, url: str) -> None:
 
 @pytest.mark.parametrize(
     ("path", "ready"),
-    [("colors", True), ("colors/versions/1", True), ("colors/versions/2", False), ("shapes", False)],
+    [("colors", True), ("colors/versions/1", True), ("colors", False), ("colors/versions/1", False)],
 )
-def test_model_ready(client: TestClient, path: str, ready: bool) -> None:
+def test_model_ready(edge: Node, client: TestClient, path: str, ready: bool) -> None:
+    edge.slots.ready = ready
     answer = client.get(f"/v2/models/{path}/ready")
     assert answer.status_code == (200 if ready else 503)
-    assert answer.json() == {"name": path.partition("/")[0], "ready": ready, "live": ready}
+    assert answer.json() == {"name": "colors", "ready": ready, "live": ready}
 
 
+@pytest.mark.parametrize("path", ["colors", "colors/versions/1"])
+def test_model_config(client: TestClient, path: str) -> None:
+    assert client.get(f"/v2/models/{path}/config").json() == {
+        "name": "colors",
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "max_batch_size": 64,
+        "input": [{"name": "input", "data_type": "TYPE_FP32", "dims": [3, 8, 8]}],
+        "output": [{"name": "logits", "data_type": "TYPE_FP32", "dims": [3]}],
+        "dynamic_batching": {"preferred_batch_size": [], "max_queue_delay_microseconds": 0},
+    }
+
+
+def test_statistics_count_each_request_once(client: TestClient) -> None:
+    assert winners(send(client, message(pixels(SURE, SURE)))) == [RED, RED]
+    assert send(client, message(pixels(SURE), outputs=[{"name": "x"}])).status_code == 400
+    assert send(client, message(pixels(SURE), parameters={"tandem_mode": "x"})).status_code == 400
+    assert send(client, picture(SURE), "/v1/models/colors/predict").status_code == 200
+    for url in ("/v2/models/stats", "/v2/models/colors/stats", "/v2/models/colors/versions/1/stats"):
+        (found,) = client.get(url).json()["model_stats"]
+        assert (found["name"], found["version"], found["inference_count"]) == ("colors", "1", 3)
+        stages = found["inference_stats"]
+        assert (stages["success"]["count"], stages["fail"]["count"]) == (2, 2)
+        assert stages["success"]["ns"] >= stages["compute_infer"]["ns"] > 0
+        assert found["execution_count"] == sum(b["compute_infer"]["count"] for b in found["batch_stats"]) > 0
+        assert sum(b["batch_size"] * b["compute_infer"]["count"] for b in found["batch_stats"]) == 3
+
+
+@pytest.mark.parametrize(("body", "ready"), [(b"", True), (b'{"ready": true}', True), (b"{}", False)])
+def test_repository_index(edge: Node, client: TestClient, body: bytes, ready: bool) -> None:
+    edge.slots.ready = ready
+    (found,) = client.post("/v2/repository/index", content=body).json()
+    assert (found["name"], found["version"], found["state"]) == (
+        *("colors", "1", "READY" if ready else "UNAVAILABLE"),
+    )
+
+
+@pytest.mark.parametrize(("body", "status"), [(b"{", 400), (b'{"ready": 1}', 400), (b" " * 5000, 413)])
+def test_bad_question_about_the_repository(client: TestClient, body: bytes, status: int) -> None:
+    answer = client.post("/v2/repository/index", content=body)
+    assert (answer.status_code, list(answer.json())) == (status, ["error"])
+
+
+def test_best_classes(client: TestClient) -> None:
+    wanted = [{"name": "logits", "parameters": {"classification": 2}}]
+    answer = send(client, message(pixels(SURE, UNSURE), outputs=wanted)).json()
+    (output,) = answer["outputs"]
+    assert (output["datatype"], output["shape"]) == ("BYTES", [2, 2])
+    assert [text.split(":")[1:] for text in output["data"][::2]] == [["0", "red"], ["2", "blue"]]
+
+
+@pytest.mark.parametrize("question", ["", "/ready", "/config", "/stats"])
 @pytest.mark.parametrize("url", ["/v2/models/shapes", "/v2/models/colors/versions/2"])
-def test_metadata_of_what_is_not_there(edge: Node, client: TestClient, url: str) -> None:
-    answer = client.get(url)
+def test_what_is_asked_of_a_model_that_is_not_there(
+    edge: Node, client: TestClient, url: str, question: str
+) -> None:
+    answer = client.get(url + question)
     assert answer.status_code == 404
     assert "is not served here" in answer.json()["error"]
     assert edge.series("tandem_refused_requests_total") == {("open_inference", "404"): 1}
@@ -259,17 +316,17 @@ BAD_MESSAGES: dict[str, tuple[Any, str]] = {
     "not UTF-8": (b'{"id": "\xff"}', "body: not JSON"),
     "NaN in JSON": (b'{"inputs": NaN}', "body: not JSON"),
     "deep JSON": (b"[" * 100_000, "body: not JSON"),
-    "a list": ([], "body: Input should be"),
-    "a number": (3, "body: Input should be"),
-    "null": (None, "body: Input should be"),
-    "no inputs": ({}, "inputs: Field required"),
-    "inputs are no list": ({"inputs": {}}, "inputs: Input should be"),
+    "a list": ([], "body: must be a JSON object"),
+    "a number": (3, "body: must be a JSON object"),
+    "null": (None, "body: must be a JSON object"),
+    "no inputs": ({}, "inputs: must be a list of objects"),
+    "inputs are no list": ({"inputs": {}}, "inputs: must be a list of objects"),
     "inputs are empty": ({"inputs": []}, "input 'input' is missing"),
     "input without a shape": (
         {"inputs": [{"name": "input", "datatype": "FP32", "data": []}]},
-        "inputs.0.shape: Field",
+        "inputs.0.shape: must be a list of whole numbers, got nothing",
     ),
-    "id of numbers": (message(ARRAY, id=7), "id: Input should be a valid string"),
+    "id of numbers": (message(ARRAY, id=7), "id: must be a string, got 7"),
     "unknown input": ({"inputs": [tensor(ARRAY, name="x")]}, "unknown input 'x'"),
     "input twice": ({"inputs": [tensor(ARRAY)] * 2}, "input 'input' is given twice"),
     "unknown datatype": ({"inputs": [tensor(ARRAY, datatype="FP8")]}, "datatype 'FP8' is not one of BOOL"),
@@ -284,15 +341,26 @@ BAD_MESSAGES: dict[str, tuple[Any, str]] = {
     "giant shape": ({"inputs": [tensor(ARRAY, shape=[1 << 40, 1 << 40])]}, "elements"),
     "many dimensions": ({"inputs": [tensor(ARRAY, shape=[1] * 100)]}, "100 dimensions, the limit is 16"),
     "other shape": ({"inputs": [tensor(ARRAY, shape=[1, 192])]}, "shape must be [-1, 3, 8, 8], got [1, 192]"),
-    "no samples": ({"inputs": [tensor(pixels())]}, "0 samples, the limits are 1 and 64"),
-    "too many samples": (message(pixels(*[SURE] * 65)), "65 samples, the limits are 1 and 64"),
+    "no samples": ({"inputs": [tensor(pixels())]}, "0 samples in one request, the limits are 1 and 64"),
+    "too many samples": (message(pixels(*[SURE] * 65)), "65 samples in one request, the limits are 1 and 64"),
+    "shared memory": (
+        {"inputs": [tensor(ARRAY, parameters={"shared_memory_region": "mine"})]},
+        "shared memory is not served here",
+    ),
+    "bad class count": (
+        message(ARRAY, outputs=[{"name": "logits", "parameters": {"classification": 0}}]),
+        "parameter classification must be a whole number >= 1, got 0",
+    ),
     "unknown output": (message(ARRAY, outputs=[{"name": "x"}]), "output 'x': the model has 'logits' only"),
     "nested parameter": (message(ARRAY, parameters={"a": {}}), "parameters.a"),
     "unknown mode": (
         message(ARRAY, parameters={"tandem_mode": "fast"}),
         "parameter tandem_mode: Input should be 'edge'",
     ),
-    "mode not yet": (message(ARRAY, parameters={"tandem_mode": "auto"}), "'auto' is not available yet"),
+    "mode and cut": (
+        message(ARRAY, parameters={"tandem_mode": "auto", "tandem_cut": "means"}),
+        "only mode 'split' takes a cut",
+    ),
     "unknown cut": (
         message(ARRAY, parameters={"tandem_mode": "split", "tandem_cut": "x"}),
         "cut: 'x' is not one of pixels, means",
@@ -413,12 +481,17 @@ def test_unknown_model(edge: Node, client: TestClient) -> None:
 def test_what_the_protocol_does_not_have(edge: Node, client: TestClient) -> None:
     for method, url, status in (
         ("GET", URL, 405),
-        ("POST", "/v2/repository/index", 404),
-        ("GET", "/v2/systemsharedmemory/status", 404),
+        ("POST", "/v2/repository", 404),
+        ("GET", "/v2/repository/index", 405),
     ):
         answer = client.request(method, url)
         assert answer.status_code == status
         assert answer.json().keys() == {"error"}
+    for path, words in PATHS:
+        url = f"/v2{path}".replace("{rest:path}", "colors/load").replace("{model}", "colors")
+        for method in ("GET", "POST"):
+            answer = client.request(method, url)
+            assert (answer.status_code, words in answer.json()["error"]) == (404, True)
 
 
 JSON = st.recursive(

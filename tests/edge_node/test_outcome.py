@@ -35,6 +35,7 @@ def test_asking_for_more_classes_than_there_are_gives_all(top_k: int, count: int
 def test_ranking_is_the_sorted_row(row: Floats, top_k: int) -> None:
     labels = tuple(str(i) for i in range(len(row)))
     prediction = rank(row, labels, top_k)
+    assert rank(row.tolist(), labels, top_k) == prediction
     values = [item.confidence for item in prediction.top_k]
     assert values == sorted(row.tolist(), reverse=True)[:top_k]
     assert all(

@@ -12,6 +12,7 @@ from edge_node.policy import (
     Decision,
     Mode,
     Payload,
+    Privacy,
     Route,
     check_mode,
     decide,
@@ -53,6 +54,25 @@ def test_decision(
     mode: Mode, confidence: float | None, budget: Budget, has_cloud: bool, expected: Decision
 ) -> None:
     assert decide(mode, confidence, 0.8, budget, has_cloud=has_cloud) == expected
+
+
+@pytest.mark.parametrize(
+    ("privacy", "mode", "expected"),
+    [
+        (Privacy.FEATURES, Mode.CASCADE, "privacy"),
+        (Privacy.FEATURES, Mode.CLOUD, "privacy"),
+        (Privacy.FEATURES, Mode.SPLIT, "low_confidence"),
+        (Privacy.FEATURES, Mode.AUTO, "low_confidence"),
+        (Privacy.NOTHING, Mode.AUTO, "privacy"),
+        (Privacy.NOTHING, Mode.SPLIT, "privacy"),
+        (Privacy.NOTHING, Mode.EDGE, "mode"),
+        (Privacy.ANY, Mode.CLOUD, "mode"),
+    ],
+)
+def test_privacy_goes_before_the_mode(privacy: Privacy, mode: Mode, expected: str) -> None:
+    decision = decide(mode, 0.1, 0.8, AMPLE, has_cloud=True, privacy=privacy)
+    assert decision.reason == expected
+    assert decision.degraded == (expected == "privacy")
 
 
 @pytest.mark.parametrize("mode", [Mode.CASCADE, Mode.SPLIT])
@@ -115,8 +135,7 @@ def test_split_takes_the_cut_that_was_asked_for(cut: str) -> None:
 @pytest.mark.parametrize(
     ("mode", "cut", "cuts", "message"),
     [
-        (Mode.AUTO, None, ("a",), "'auto' is not available yet; use edge, cloud, cascade or split"),
-        (Mode.AUTO, "a", ("a",), "'auto' is not available yet"),
+        (Mode.AUTO, "a", ("a",), "only mode 'split' takes a cut, the mode is 'auto'"),
         (Mode.SPLIT, None, (), "'split' needs a cut, and this model's bundle has none"),
         (Mode.SPLIT, "a", (), "'split' needs a cut, and this model's bundle has none"),
         (Mode.SPLIT, "c", ("a", "b"), "cut: 'c' is not one of a, b"),

@@ -15,6 +15,7 @@ from edge_node.settings import (
     describe,
     load_settings,
     misspelt_variables,
+    tune_grpc,
 )
 
 Env = pytest.MonkeyPatch
@@ -232,3 +233,13 @@ def test_times_and_sizes_are_described_with_their_unit() -> None:
             assert "milliseconds" in str(field.description)
         if name.endswith("_bytes"):
             assert "bytes" in str(field.description)
+
+
+def test_grpc_is_tuned_unless_the_operator_has_said_how(monkeypatch: Env) -> None:
+    monkeypatch.setenv("GRPC_EXPERIMENTS", "")  # put back after the test, whatever it was
+    del os.environ["GRPC_EXPERIMENTS"]
+    tune_grpc()
+    assert os.environ["GRPC_EXPERIMENTS"] == "-event_engine_client,-event_engine_listener"
+    monkeypatch.setenv("GRPC_EXPERIMENTS", "tcp_rcv_lowat")
+    tune_grpc()
+    assert os.environ["GRPC_EXPERIMENTS"] == "tcp_rcv_lowat"

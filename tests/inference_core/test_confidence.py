@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from inference_core.confidence import Scorer, margin, max_probability, negative_entropy, score, softmax
+from inference_core.confidence import Scorer, judge, margin, max_probability, negative_entropy, score, softmax
 from inference_core.errors import InvalidInput
 
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=2, min_side=1, max_side=12)
@@ -179,3 +179,33 @@ def test_scorers_order_clear_rows_alike() -> None:
     for scorer in Scorer:
         values = score(rows, scorer)
         assert all(low < high for low, high in itertools.pairwise(values))
+
+
+FEW_OR_MANY = hnp.arrays(
+    np.float64, st.integers(1, 130), elements=st.floats(allow_nan=False, allow_infinity=False)
+)
+
+
+@given(st.one_of(FEW_OR_MANY, ROWS), TEMPERATURES | st.floats(0.2, 10), st.sampled_from(Scorer))
+def test_a_row_is_judged_as_all_are(logits: NDArray[Any], temperature: float, scorer: Scorer) -> None:
+    expected = softmax(logits, temperature)
+    probabilities, confidence = judge(logits, temperature, scorer)
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-12, atol=1e-300)
+    assert confidence == pytest.approx(float(score(expected, scorer)), rel=1e-9, abs=1e-12)
+    assert type(confidence) is float
+
+
+@pytest.mark.parametrize("classes", [1, 3, 64, 65, 200])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_a_row_with_no_number_is_refused(classes: int, wrong: float) -> None:
+    logits = np.zeros(classes, np.float32)
+    logits[-1] = wrong
+    with pytest.raises(InvalidInput, match="a NaN or an infinity"):
+        judge(logits, 1.0, Scorer.MARGIN)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("classes", [3, 200])
+def test_a_row_needs_a_temperature(classes: int, temperature: float) -> None:
+    with pytest.raises(RuntimeError, match="temperature"):
+        judge(np.zeros(classes), temperature, Scorer.MARGIN)

@@ -84,10 +84,10 @@ def test_message_is_what_str_gives(cls: type[TandemError]) -> None:
         (Overloaded, 503),
         (NotReady, 503),
         (ModelError, 500),
-        (VersionMismatch, 500),
+        (VersionMismatch, 404),
         (CloudUnavailable, 500),
         (CloudUnreachable, 500),
-        (DeadlineExceeded, 500),
+        (DeadlineExceeded, 504),
         (CloudRefused, 500),
         (BreakerOpen, 500),
         (BundleError, 500),
@@ -147,7 +147,10 @@ def test_overloaded_says_when_to_come_back() -> None:
 def test_reasons_of_a_silent_cloud_are_told_apart() -> None:
     made = [make(cls) for cls, _ in walk(CloudUnavailable)]
     reasons = [error.reason for error in made if isinstance(error, CloudUnavailable)]
-    assert reasons == ["cloud_unreachable", "cloud_unreachable", "deadline", "overloaded", "breaker_open"]
+    assert reasons == [
+        *("cloud_unreachable", "cloud_unreachable", "deadline", "overloaded", "breaker_open"),
+        *("link_lost", "link_slow"),
+    ]
 
 
 @pytest.mark.parametrize("reason", sorted(CloudRefused.REASONS))

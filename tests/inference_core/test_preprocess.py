@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import ValidationError
 
 from inference_core.errors import InvalidInput, TooLarge
@@ -230,7 +230,7 @@ def test_broken_exif_is_ignored_or_refused(form: str, exif: bytes) -> None:
     data = encode(noise(8, 8), form, exif=exif)
     with as_in_production():
         try:
-            assert decode(data, Color.RGB).size == (8, 8)
+            assert decode(data, Color.RGB).shape == (8, 8, 3)
         except InvalidInput:
             return
 
@@ -556,3 +556,40 @@ def test_rules_cannot_be_changed() -> None:
 )
 def test_shape(color: Color, layout: Layout, shape: tuple[int, ...]) -> None:
     assert Preprocess(color=color, height=5, width=7, layout=layout).shape == shape
+
+
+def by_pillow(data: bytes, color: Color) -> NDArray[Any]:
+    """The same image by the decoder that takes every format."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB" if color is Color.RGB else "L"))
+
+
+@pytest.mark.parametrize("color", Color)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (17, 9), (32, 32), (100, 75)])
+def test_a_jpeg_is_to_the_bit_what_pillow_makes_of_it(
+    color: Color, mode: str, subsampling: int, progressive: bool, size: tuple[int, int]
+) -> None:
+    out = io.BytesIO()
+    image = Image.fromarray(np.asarray(noise(*size))).convert(mode)
+    image.save(out, "JPEG", quality=85, subsampling=subsampling, progressive=progressive)
+    assert np.array_equal(decode(out.getvalue(), color), by_pillow(out.getvalue(), color))
+
+
+@pytest.mark.parametrize("cut", [0.2, 0.5, 0.9, 0.99])
+def test_a_truncated_jpeg_is_refused_by_either_way(cut: float) -> None:
+    data = encode(noise(64, 64), "JPEG")
+    with pytest.raises(InvalidInput, match="image: "):
+        decode(data[: int(len(data) * cut)], Color.RGB)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_jpeg_is_turned_as_its_xmp_says(orientation: int) -> None:
+    out = io.BytesIO()
+    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d tiff:Orientation="{orientation}"/></x:xmpmeta>'.encode()
+    Image.fromarray(np.asarray(noise(16, 8))).save(out, "JPEG", xmp=xmp)
+    with Image.open(io.BytesIO(out.getvalue())) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(decode(out.getvalue(), Color.RGB), upright)

@@ -1,6 +1,5 @@
 """Every datatype through every form on the wire, and what does not fit refused by name."""
 
-import json
 import re
 import struct
 import tracemalloc
@@ -20,13 +19,13 @@ from inference_core.tensors import (
     Parameter,
     datatype_of,
     from_bytes,
-    from_json,
     from_request,
     from_response,
+    get_outputs,
     get_parameters,
+    refuse_shared_memory,
     set_parameters,
     to_bytes,
-    to_json,
     to_request,
     to_response,
 )
@@ -146,8 +145,6 @@ def test_bool_bytes_are_0_or_1(value: int) -> None:
 def test_unknown_datatypes_are_refused(datatype: str) -> None:
     with pytest.raises(InvalidInput, match=re.escape(repr(datatype))):
         from_bytes("x", datatype, [0], b"")
-    with pytest.raises(InvalidInput, match=re.escape(repr(datatype))):
-        from_json("x", datatype, [0], [])
 
 
 @pytest.mark.parametrize("shape", [[-1], [2, -3], [True], [1.0], ["1"], [None], "12", [[1]]])
@@ -238,154 +235,6 @@ def test_dtypes_are_known_by_what_they_are_not_by_their_c_name(code: str) -> Non
 def test_dtypes_without_a_name_are_refused(dtype: Any) -> None:
     with pytest.raises(InvalidInput, match="no Open Inference Protocol datatype"):
         to_bytes(np.zeros(1, dtype))
-
-
-# ---- JSON
-
-
-@given(tensors([name for name in DATATYPES if name != "FP16"], finite=True, text=True), st.booleans())
-def test_json_round_trip(array: NDArray[Any], nested: bool) -> None:
-    flat = to_json(array)
-    assert len(flat) == array.size
-    data = flat
-    if nested and array.ndim and array.dtype != object:
-        data = array.tolist()
-    read = from_json("x", datatype_of(array), array.shape, json.loads(json.dumps(data)))
-    assert same(read, array)
-
-
-def test_nested_strings_are_read_in_row_major_order() -> None:
-    read = from_json("x", "BYTES", [2, 2], [["a", "b"], ["ü", ""]])
-    assert read.tolist() == [[b"a", b"b"], ["ü".encode(), b""]]
-
-
-@given(
-    st.sampled_from(list(DATATYPES)),
-    st.lists(st.integers(0, 3), max_size=3),
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=3),
-        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
-        max_leaves=12,
-    ),
-)
-def test_json_nonsense_is_refused_or_understood(datatype: str, shape: list[int], data: object) -> None:
-    try:
-        array = from_json("x", datatype, shape, data)
-    except InvalidInput:
-        return
-    assert array.shape == tuple(shape)
-    assert datatype_of(array) == datatype
-
-
-@pytest.mark.parametrize("datatype", INTEGERS)
-def test_json_integers_reach_to_the_ends_of_their_range_and_no_further(datatype: str) -> None:
-    ends = np.iinfo(DATATYPES[datatype])
-    low, high = int(ends.min), int(ends.max)
-    assert from_json("x", datatype, [4], [high, 1, low, high - 1]).tolist() == [high, 1, low, high - 1]
-    for outside in (low - 1, high + 1, 10**30, -(10**30)):
-        with pytest.raises(InvalidInput, match=f"range of {datatype}"):
-            from_json("x", datatype, [2], [1, outside])
-
-
-@pytest.mark.parametrize(("datatype", "value"), [("FP32", 1e39), ("FP32", -(10**39)), ("FP64", 10**400)])
-def test_json_floats_do_not_become_infinities(datatype: str, value: float) -> None:
-    with pytest.raises(InvalidInput, match=f"range of {datatype}"):
-        from_json("x", datatype, [1], [value])
-
-
-@pytest.mark.parametrize(
-    ("datatype", "data"),
-    [
-        *((name, [1.5]) for name in INTEGERS),
-        *((name, [1.0]) for name in INTEGERS),
-        *((name, [True]) for name in NUMBERS if name not in ("BOOL", "FP16")),
-        *((name, [value]) for name in NUMBERS if name != "FP16" for value in ("1", None, {}, {"a": 1})),
-        ("INT32", [1, True]),
-        ("FP32", [1.5, False]),
-        ("BOOL", [0]),
-        ("BOOL", [True, 1]),
-        ("FP32", [1, [2]]),
-    ],
-)
-def test_json_values_of_another_type_are_refused(datatype: str, data: list[Any]) -> None:
-    with pytest.raises(InvalidInput, match=f"fit datatype {datatype}"):
-        from_json("x", datatype, [len(data)], data)
-
-
-@pytest.mark.parametrize("value", [1, 1.5, None, True, b"a", {"a": 1}])
-def test_json_bytes_are_strings(value: object) -> None:
-    with pytest.raises(InvalidInput, match="must be strings"):
-        from_json("x", "BYTES", [2], ["a", value])
-
-
-def test_json_strings_are_unicode() -> None:
-    with pytest.raises(InvalidInput, match="Unicode"):
-        from_json("x", "BYTES", [1], json.loads('["\\ud800"]'))
-
-
-@pytest.mark.parametrize("data", [[[1], [2, 3]], [[1, 2], [3]], [[], [1]], [[[1]], [[2, 3]]]])
-def test_ragged_json_is_refused(data: list[Any]) -> None:
-    with pytest.raises(InvalidInput, match="ragged"):
-        from_json("x", "INT64", [3], data)
-
-
-@pytest.mark.parametrize("datatype", ["INT32", "FP32", "BOOL", "BYTES"])
-@pytest.mark.parametrize("depth", [17, 100, 100_000])
-def test_deeply_nested_json_is_refused(datatype: str, depth: int) -> None:
-    data: list[Any] = []
-    for _ in range(depth):
-        data = [data]
-    with pytest.raises(InvalidInput, match="16 deep"):
-        from_json("x", datatype, [0], data)
-
-
-def test_as_deep_as_a_shape_may_be_is_taken() -> None:
-    data: Any = 7
-    for _ in range(16):
-        data = [data]
-    assert from_json("x", "INT8", [1] * 16, data).item() == 7
-
-
-@pytest.mark.parametrize("datatype", ["FP32", "INT32", "BOOL"])
-def test_strings_among_numbers_cost_no_memory(datatype: str) -> None:
-    # NumPy would give each of the numbers as much room as the string takes: 40 GB here.
-    data: list[Any] = ["x" * 1_000_000, *[1] * 10_000]
-    tracemalloc.start()
-    with pytest.raises(InvalidInput, match="does not fit"):
-        from_json("x", datatype, [10_001], data)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 1_000_000
-
-
-@pytest.mark.parametrize("data", [None, 1, 1.5, "abc", {"0": 1}, True])
-def test_json_data_is_a_list(data: object) -> None:
-    with pytest.raises(InvalidInput, match="must be a list"):
-        from_json("x", "FP32", [1], data)
-
-
-@pytest.mark.parametrize("data", [[], [1], [1, 2, 3], [[1], [2], [3]]])
-def test_json_data_of_another_length_is_refused(data: list[Any]) -> None:
-    with pytest.raises(InvalidInput, match=f"is 2 elements, got {len(data)}"):
-        from_json("x", "FP32", [2], data)
-
-
-def test_fp16_has_no_json_form_to_read() -> None:
-    with pytest.raises(InvalidInput, match="raw bytes"):
-        from_json("x", "FP16", [1], [1.0])
-
-
-def test_what_json_lacks_becomes_null() -> None:
-    given = np.array([[1.5, np.nan], [np.inf, -np.inf]], np.float32)
-    assert to_json(given) == [1.5, None, None, None]
-    assert json.dumps(to_json(given), allow_nan=False) == "[1.5, null, null, null]"
-
-
-def test_json_lists_hold_plain_values() -> None:
-    for datatype in NUMBERS:
-        (value,) = to_json(np.ones((1, 1), DATATYPES[datatype]))
-        assert type(value) in (bool, int, float)
-    assert to_json(objects([b"ok", b"\xff"], (2,))) == ["ok", "�"]
 
 
 # ---- protobuf
@@ -529,3 +378,21 @@ def test_other_clients_parameters_are_read() -> None:
     message.parameters["nothing"].SetInParent()
     message.parameters["zero"].int64_param = 0
     assert get_parameters(message.parameters) == {"big": 2**64 - 1, "zero": 0}
+
+
+def test_outputs_asked_for() -> None:
+    message = oip.ModelInferRequest()
+    assert get_outputs(message) == {}
+    message.outputs.add(name="plain")
+    message.outputs.add(name="best").parameters["classification"].int64_param = 3
+    assert get_outputs(message) == {"plain": {}, "best": {"classification": 3}}
+
+
+def test_input_in_shared_memory() -> None:
+    message = oip.ModelInferRequest()
+    message.inputs.add(name="x", datatype="FP32", shape=[1]).parameters[
+        "shared_memory_region"
+    ].string_param = "mine"
+    with pytest.raises(InvalidInput, match="input 'x': parameter shared_memory_region: shared memory is not"):
+        from_request(message)
+    refuse_shared_memory("input 'x'", {"binary_data_size": 4})

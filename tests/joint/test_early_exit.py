@@ -92,8 +92,10 @@ def test_of_what_it_is_not_sure_of_the_features_go_up_and_nothing_else(
     assert "head" not in answer.body["timings_ms"]
 
     size = features_bytes(bundle, color, answer.body["id"])
-    assert answer.body["bytes_up"] == size
-    assert rise("tandem_cloud_bytes_total", cloud_before, cloud_after, direction="received") == size
+    # on a stream it has its deadline with it, and an id of the stream's
+    bytes_up = answer.body["bytes_up"]
+    assert 0 < bytes_up - size < 48
+    assert rise("tandem_cloud_bytes_total", cloud_before, cloud_after, direction="received") == bytes_up
     assert rise("tandem_escalations_total", before, after, route="features") == 1
 
 

@@ -229,9 +229,8 @@ def test_every_request_is_counted_once_on_both_sides(pair: Pair) -> None:
 
     calls = _rise("tandem_cloud_requests_total", cloud_before, cloud_after)
     assert calls == _rise("tandem_cloud_requests_total", cloud_before, cloud_after, outcome="ok") == up
-    handled = {"grpc_method": "ModelInfer", "grpc_code": "OK"}
-    assert _rise("grpc_server_handled_total", cloud_before, cloud_after, **handled) == up
-    assert _rise("grpc_server_started_total", cloud_before, cloud_after, grpc_method="ModelInfer") == up
+    for name in ("grpc_server_msg_received_total", "grpc_server_msg_sent_total"):
+        assert _rise(name, cloud_before, cloud_after, grpc_method="ModelStreamInfer") == up
     assert _rise("tandem_batch_size_sum", cloud_before, cloud_after) == up
     sent = sum(a.body["bytes_up"] for a in answers)
     assert _rise("tandem_escalation_bytes_total", before, after, direction="up") == sent

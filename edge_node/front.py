@@ -1,0 +1,91 @@
+"""The first that sees a request: those for inference go straight to their handler, all others to the app.
+
+A framework's routing, its middleware and its request objects cost more than a small model's run, so the two
+routes that carry tensors do without. What they accept and answer is in the documentation all the same.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from edge_node.refusals import Refusals
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request for inference. `headers` are lower-case; `receive` gives the body, a part at a time."""
+
+    model: str
+    version: str
+    headers: Mapping[bytes, bytes]
+    query: bytes
+    receive: Receive
+
+    def header(self, name: bytes) -> str:
+        """A header's value, empty for none."""
+        return self.headers.get(name, b"").decode("latin-1")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A body, its type, and further headers, lower-case."""
+
+    body: bytes
+    media_type: bytes = b"application/json"
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+Handler = Callable[[Call], Awaitable[Reply]]
+
+
+class Front:
+    """An ASGI application in front of another."""
+
+    def __init__(self, app: ASGIApp, refusals: Refusals, *, predict: Handler, infer: Handler) -> None:
+        """`predict` answers `POST /v1/models/{model}/predict`, `infer` answers
+        `POST /v2/models/{model}[/versions/{version}]/infer`; `app` all else."""
+        self._app = app
+        self._refusals = refusals
+        self._predict = predict
+        self._infer = infer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        found = self._route(scope["path"]) if scope["type"] == "http" else None
+        if found is None:
+            await self._app(scope, receive, send)
+            return
+        handler, model, version = found
+        call = Call(model, version, dict(scope["headers"]), scope["query_string"], receive)
+        status = 200
+        try:
+            if scope["method"] != "POST":
+                raise HTTPException(405, headers={"Allow": "POST"})
+            reply = await handler(call)
+        except Exception as error:  # noqa: BLE001 - a bug must cost one request, not the connection
+            status, reply = self._refused(scope, error)
+        headers = [
+            (b"content-length", b"%d" % len(reply.body)),
+            (b"content-type", reply.media_type),
+            *reply.headers,
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": reply.body})
+
+    def _route(self, path: str) -> tuple[Handler, str, str] | None:
+        match path.split("/"):
+            case ["", "v1", "models", model, "predict"] if model:
+                return self._predict, model, ""
+            case ["", "v2", "models", model, "infer"] if model:
+                return self._infer, model, ""
+            case ["", "v2", "models", model, "versions", version, "infer"] if model and version:
+                return self._infer, model, version
+        return None
+
+    def _refused(self, scope: Scope, error: Exception) -> tuple[int, Reply]:
+        refusal = self._refusals.refuse(scope["method"], scope["path"], error)
+        headers = [(name.lower().encode(), text.encode()) for name, text in refusal.headers.items()]
+        return refusal.status, Reply(orjson.dumps({"error": refusal.message}), headers=headers)

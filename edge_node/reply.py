@@ -1,0 +1,81 @@
+"""What the cloud's reply is worth: an answer that can be used, or a `CloudUnavailable` that says why not."""
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from edge_node.cloud import Query
+from inference_core.errors import (
+    CloudRefused,
+    CloudUnavailable,
+    CloudUnreachable,
+    DeadlineExceeded,
+    InvalidInput,
+)
+from inference_core.tensors import DATATYPES, from_response
+from protos import open_inference_pb2 as oip
+
+# On a stream, which has one status for all, that of one request travels as this parameter of its answer.
+STATUS = "tandem_status"
+
+REFUSALS: dict[grpc.StatusCode, Callable[[str], CloudUnavailable]] = {
+    grpc.StatusCode.OK: lambda text: CloudRefused(text, "invalid_answer"),
+    grpc.StatusCode.UNAVAILABLE: CloudUnreachable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    # Calls are cancelled by the other side when it stops.
+    grpc.StatusCode.CANCELLED: CloudUnreachable,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: lambda text: CloudRefused(text, "overloaded"),
+    grpc.StatusCode.FAILED_PRECONDITION: lambda text: CloudRefused(text, "version_mismatch"),
+    grpc.StatusCode.NOT_FOUND: lambda text: CloudRefused(text, "model_missing"),
+    grpc.StatusCode.UNIMPLEMENTED: lambda text: CloudRefused(text, "model_missing"),
+    grpc.StatusCode.INVALID_ARGUMENT: lambda text: CloudRefused(text, "input_refused"),
+    grpc.StatusCode.OUT_OF_RANGE: lambda text: CloudRefused(text, "input_refused"),
+    grpc.StatusCode.UNAUTHENTICATED: lambda text: CloudRefused(text, "unauthorized"),
+    grpc.StatusCode.PERMISSION_DENIED: lambda text: CloudRefused(text, "unauthorized"),
+    grpc.StatusCode.INTERNAL: lambda text: CloudRefused(text, "cloud_error"),
+    grpc.StatusCode.UNKNOWN: lambda text: CloudRefused(text, "cloud_error"),
+    grpc.StatusCode.DATA_LOSS: lambda text: CloudRefused(text, "cloud_error"),
+    grpc.StatusCode.ABORTED: lambda text: CloudRefused(text, "cloud_error"),
+    grpc.StatusCode.ALREADY_EXISTS: lambda text: CloudRefused(text, "cloud_error"),
+}
+
+
+def refusal(code: grpc.StatusCode, text: str) -> CloudUnavailable:
+    """What a status other than OK makes of a request."""
+    return REFUSALS[code](f"{code.name}: {text}")
+
+
+def stated(response: oip.ModelStreamInferResponse) -> CloudUnavailable:
+    """What an answer with an `error_message` makes of its request; other servers name no status."""
+    name = response.infer_response.parameters[STATUS].string_param
+    return refusal(grpc.StatusCode.__members__.get(name, grpc.StatusCode.UNKNOWN), response.error_message)
+
+
+def parsed(data: bytes) -> oip.ModelInferResponse:
+    """The message in `data`; `CloudRefused` when there is none."""
+    try:
+        return oip.ModelInferResponse.FromString(data)
+    except DecodeError as error:
+        raise CloudRefused(f"the answer is no message of the protocol: {error}", "invalid_answer") from error
+
+
+def usable(response: oip.ModelInferResponse, query: Query) -> NDArray[Any]:
+    """The expected output of `response`; `CloudRefused` when it is not there or makes no sense."""
+    expect = query.expect
+    try:
+        outputs = from_response(response)
+    except InvalidInput as error:
+        raise CloudRefused(str(error), "invalid_answer") from error
+    logits = outputs.get(expect.name)
+    wanted = DATATYPES[expect.datatype]
+    if logits is None or logits.dtype != wanted or logits.shape != (1, *expect.shape):
+        raise CloudRefused(f"the answer holds no {wanted} output {expect.name!r}", "invalid_answer")
+    if not np.isfinite(logits).all():
+        raise CloudRefused("the answer holds a NaN or an infinity", "invalid_answer")
+    if response.model_version not in ("", query.version):
+        raise CloudRefused(f"version {response.model_version} answered", "version_mismatch")
+    return logits

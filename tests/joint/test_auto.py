@@ -1,0 +1,81 @@
+"""Mode `auto` with both services over an emulated link: the way follows the link, and so does the waiting."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.conditions import Conditions
+from benchmarks.link import Emulator
+from tests.bundles import SURE, UNSURE, picture, write_bundle
+from tests.edge_node.node import noise
+from tests.joint.device import Device
+from tests.joint.services import Service, Services, eventually
+
+NEAR = Conditions(0.004, 1e8, 1e8)
+SLOW = Conditions(0.1, 2e4, 2e5)
+THIN = ("features.means", "features.means.packed")
+GONE = Conditions(0.1, 2e4, 2e5, out=True)
+
+
+@pytest.fixture(scope="module")
+def linked(
+    module_services: Services, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Service, Emulator]]:
+    bundle: Path = write_bundle(tmp_path_factory.mktemp("bundle") / "colors")
+    cloud = module_services.cloud(bundle).wait_ready()
+    with Emulator() as links:
+        port = links.add(cloud.ports[1])
+        edge = module_services.edge(bundle, port, mode="auto", deadline_ms=3000).wait_ready()
+        yield edge, links
+
+
+@pytest.fixture
+def device(linked: tuple[Service, Emulator]) -> Device:
+    edge, links = linked
+    links.set(NEAR)
+    made = Device(edge.ports[0])
+    eventually(lambda: made.predict(picture(UNSURE)).source == "cloud", 10, "the cloud answers")
+    return made
+
+
+def test_the_way_follows_the_link(linked: tuple[Service, Emulator], device: Device) -> None:
+    large = noise()  # a PNG larger than the features
+    for _ in range(10):
+        near = device.predict(large).body
+    linked[1].set(SLOW)
+    eventually(lambda: device.predict(large).body["way"] in THIN, 5, "the features go up")
+    for _ in range(5):
+        slow = device.predict(large).body
+    assert near["source"] == slow["source"] == "cloud"
+    assert slow["way"] in THIN
+    assert slow["bytes_up"] < len(large) / 2
+    assert slow["predicted_ms"] == pytest.approx(slow["timings_ms"]["total"], rel=0.5)
+    assert near["timings_ms"]["total"] < 100 < slow["timings_ms"]["total"]
+
+
+def test_a_link_that_goes_away_costs_a_moment_and_is_used_again(
+    linked: tuple[Service, Emulator], device: Device, note: Callable[..., None]
+) -> None:
+    links = linked[1]
+    links.set(GONE)
+    late = device.predict(picture(UNSURE))
+    assert (late.source, late.body["reason"]) == ("edge_fallback", "deadline")
+    assert late.body["timings_ms"]["total"] < 2000, "it is not waited for until the deadline"
+    spared = [device.predict(picture(UNSURE)) for _ in range(5)]
+    assert {answer.body["reason"] for answer in spared} == {"link_lost"}
+    assert device.predict(picture(SURE)).source == "edge"
+    links.set(NEAR)
+    began = time.monotonic()
+    eventually(lambda: device.predict(picture(UNSURE)).source == "cloud", 2, "the cloud is asked again")
+    note(found_again_s=time.monotonic() - began, gave_up_ms=late.body["timings_ms"]["total"])
+
+
+def test_the_link_is_shown(linked: tuple[Service, Emulator], device: Device) -> None:
+    for _ in range(20):
+        device.predict(noise())
+    metrics = linked[0].metrics()
+    assert 0.002 < metrics.total("tandem_link_round_trip_seconds") < 0.05
+    assert metrics.by("tandem_link_bandwidth_bytes_per_second", "direction")["up",] > 1e5
+    assert metrics.total("tandem_link_estimate_age_seconds") < 5
