@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.conditions import PERFECT, PROFILES, Profile
 from benchmarks.lanes import Lanes, Record, Sample, keep_pace, take_turns
-from benchmarks.phases import Phase, rows
+from benchmarks.phases import Phase, rows, stillness, stood_still
 from benchmarks.summary import section, targets, told
 from benchmarks.workloads import Workload, photos, vibrations
 
@@ -36,6 +36,10 @@ async def run(workload: Workload, profiles: list[Profile], *, share: float = 1.0
     async with Lanes(workload.bundle, workload.routes, deadline_ms=workload.deadline_ms) as lanes:
         for profile in profiles:
             phase = await _phase(workload, full_right, profile, lanes, supply, share)
+            if stood_still(phase):
+                say(f"the machine stood still in {profile.name}: once more")
+                again = await _phase(workload, full_right, profile, lanes, supply, share)
+                phase = min(phase, again, key=stillness)
             phases.append(phase)
             for row in rows(phase):
                 say(told(row))

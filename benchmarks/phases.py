@@ -9,7 +9,8 @@ import numpy as np
 from benchmarks.conditions import Profile
 from benchmarks.lanes import Record, Route
 
-ORACLE, CASCADE = "oracle", "cascade"
+ORACLE, CASCADE, EDGE_ONLY = "oracle", "cascade", "edge only"
+STILL_S = 0.05
 ALIKE = 1.2
 _FEWEST = 4  # requests in a stretch, for it to say anything
 _FALLBACK = "edge_fallback"
@@ -58,6 +59,17 @@ def rows(phase: Phase) -> list[Row]:
     chosen = oracle(phase)
     bytes_up = float(np.mean([record.bytes_up for record in chosen]))
     return [*made, _row(ORACLE, chosen, best, bytes_up, float("nan"))]
+
+
+def stillness(phase: Phase) -> float:
+    """Seconds that one request in fifty takes at least by the edge alone, which no link can make slow."""
+    canary = phase.records.get(EDGE_ONLY, ())
+    return float(np.percentile([record.seconds for record in canary], 98)) if canary else 0.0
+
+
+def stood_still(phase: Phase) -> bool:
+    """Whether something else had the machine for so long that the figures say little."""
+    return stillness(phase) > STILL_S
 
 
 def oracle(phase: Phase) -> list[Record]:

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.conditions import FOUR_G, LAN, PROFILES, Profile
 from benchmarks.lanes import Record, Route
-from benchmarks.phases import ORACLE, Phase, gap_kept, oracle, right_ways, rows, settling
+from benchmarks.phases import ORACLE, Phase, gap_kept, oracle, right_ways, rows, settling, stood_still
 from benchmarks.summary import targets
 
 ROUTES = (Route("edge only", {}), Route("cascade", {}), Route("auto", {}, fixed=False))
@@ -84,6 +84,14 @@ def test_a_change_is_settled_when_wrong_ways_are_rare() -> None:
     assert after([*before, *quick], 1.0) == (0, 0.0)
     assert right_ways([*slow, *quick]) == {"thin"}
     assert right_ways([*quick, record(1, 0.22, way="other")]) == {"thin", "other"}
+
+
+def test_a_machine_that_stood_still_is_seen_by_the_edge_alone(four: Phase) -> None:
+    assert not stood_still(four)
+    busy = [replace(r, seconds=0.3) for r in four.records["edge only"]]
+    assert stood_still(replace(four, records=four.records | {"edge only": busy}))
+    slow = [replace(r, seconds=0.9) for r in four.records["cascade"]]
+    assert not stood_still(replace(four, records=four.records | {"cascade": slow}))
 
 
 def test_in_an_outage_the_fallback_is_right() -> None:
