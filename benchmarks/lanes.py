@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 import orjson
 
-from benchmarks.link import RemoteEmulator
+from benchmarks.remote_link import RemoteEmulator
 from toolchain.processes import Service
 
 _TICKS = os.sysconf("SC_CLK_TCK")

@@ -1,8 +1,8 @@
 """A TCP link with a round trip, rates, jitter, stalls and outages, between programs on this machine.
 
 `python -m benchmarks.link PORT --profile 4g` relays to PORT of this machine as a 4G network would, until it
-is interrupted. `Emulator` does the same from a thread and `RemoteEmulator` from a process of its own, so that
-what is measured does not share an interpreter with the link.
+is interrupted. `Emulator` does the same from a thread, and `RemoteEmulator` (`remote_link.py`) from a
+process of its own, so that what is measured does not share an interpreter with the link.
 
 Each direction is one queue that all connections share, as they share a radio: bytes wait for those before
 them, take their size by the rate, then half the round trip and the jitter. Order and bytes are kept: what a
@@ -12,15 +12,13 @@ moves, and connections are still accepted by the kernel. Setting up a connection
 
 import argparse
 import asyncio
-import multiprocessing
 import random
 import selectors
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -244,49 +242,6 @@ class Emulator:
 
     def _do(self, work: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
-
-
-class RemoteEmulator:
-    """An `Emulator` in a process of its own, with the same calls."""
-
-    def __init__(self, seed: int = 0) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._end, far = context.Pipe()
-        self._process = context.Process(target=_serve, args=(far, seed), name="link", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._process.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end.send(None)
-        self._process.join(10)
-
-    def add(self, target: int) -> int:
-        """As `Emulator.add`."""
-        return int(self._call("add", target))
-
-    def set(self, conditions: Conditions) -> None:
-        """As `Emulator.set`."""
-        self._call("set", conditions)
-
-    def counts(self) -> list[Counts]:
-        """As `Emulator.counts`."""
-        return list(self._call("counts"))
-
-    def _call(self, name: str, *arguments: object) -> Any:
-        self._end.send((name, arguments))
-        return self._end.recv()
-
-
-def _serve(end: Connection, seed: int) -> None:
-    with Emulator(seed) as links:
-        calls: dict[str, Callable[..., object]] = {"add": links.add, "set": links.set, "counts": links.counts}
-        while (message := end.recv()) is not None:
-            name, arguments = message
-            end.send(calls[name](*arguments))
 
 
 def main() -> None:

@@ -176,7 +176,7 @@ def _load(bundle: Bundle, settings: Settings) -> LoadedModel:
 
     def timed(file: File) -> tuple[Timed, float]:
         engine = bundle.engine(file, threads=settings.threads, providers=PROVIDERS)
-        batches = all(spec.shape[:1] == (-1,) for spec in engine.inputs)
+        batches = all(spec.shape[:1] == (-1,) for spec in (*engine.inputs, *engine.outputs))
         cost = BatchCost(time.monotonic)
         seconds = engine.time_runs(bundle.sample(file))
         cost.observe(1, seconds[len(seconds) // 2])

@@ -157,12 +157,3 @@ async def _answer(dataplane: Dataplane, call: Call, body: Body, arrived: float) 
 
 def _json(content: object, status: int = 200) -> Response:
     return Response(orjson.dumps(content), status, media_type="application/json")
-
-
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"type": "object"}}},
-        "description": "An Open Inference Protocol request, its tensors as JSON or as bytes behind it.",
-    }
-}

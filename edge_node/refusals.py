@@ -1,6 +1,7 @@
 """What a request that cannot be answered is told: the same, whichever way it came in over HTTP."""
 
 import logging
+import math
 from dataclasses import dataclass, field
 
 from starlette.exceptions import HTTPException
@@ -42,7 +43,7 @@ class Refusals:
 
 def _refusal(method: str, path: str, error: Exception) -> Refusal:
     if isinstance(error, Overloaded):
-        headers = {"Retry-After": str(max(1, round(error.retry_after_s)))}
+        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
         return Refusal(http_status(error), str(error), headers)
     if isinstance(error, TandemError):
         status = http_status(error)

@@ -81,8 +81,8 @@ class Runner:
         self._inline: deque[_Waiting] = deque()
         self._pooled: deque[_Waiting] = deque()
         self._on_pool = 0
-        # Of this turn of the loop: the seconds that runs took, who arrived, whether its end is seen to; and
-        # who arrived in the turn before.
+        # Of this turn of the loop: the seconds that runs took, how many arrived, whether its end is seen to;
+        # and how many arrived in the last turn in which anybody did.
         self._spent_s = 0.0
         self._arrived = 0
         self._turn_ends = False
@@ -119,16 +119,17 @@ class Runner:
     def _end_turn(self) -> None:
         """Begin the next turn's runs with those who wait; what then is left of the turn is for who comes."""
         self._turn_ends = False
-        self._crowd, self._arrived, self._spent_s = self._arrived, 0, 0.0
+        self._crowd, self._arrived, self._spent_s = self._arrived or self._crowd, 0, 0.0
         while self._spent_s < _TURN_S and (batch := self._take(self._inline)):
+            started = self._clock()
             try:
                 ran = self._attempt(batch)
             except Exception as error:  # noqa: BLE001 - whatever it is, its callers get it
                 _fail(batch, error)
             else:
-                self._spent_s += ran[-1]
                 _share(batch, *ran)
-        if self._inline:
+            self._spent_s += self._clock() - started
+        if self._inline or self._spent_s:
             self._turn_ends = True
             asyncio.get_running_loop().call_soon(self._end_turn)
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks.conditions import PERFECT, PROFILES, Conditions
-from benchmarks.link import Emulator, RemoteEmulator
+from benchmarks.link import Emulator
+from benchmarks.remote_link import RemoteEmulator
 
 MBIT = 1e6 / 8
 

@@ -435,6 +435,24 @@ async def test_who_goes_during_the_run_disturbs_no_one() -> None:
         assert [samples for samples, _ in model.ran] == [1, 4]  # the machine worked for them all the same
 
 
+async def test_who_goes_during_a_run_that_fails_disturbs_no_one() -> None:
+    async with rig(held=True) as r:
+        model = Model(r.machine, inline=False)
+        first = await r.busy(model)
+        tasks = [r.ask(model, value) for value in (0.0, BAD, 0.25)]
+        await r.waiting(3)
+        r.machine.let()
+        await r.machine.began()
+        tasks[0].cancel()
+        r.machine.let()
+        assert await value_of(first) == 0.5
+        for task in tasks[1:]:
+            with pytest.raises(ModelError, match="doubler: the run failed"):
+                await value_of(task)
+        r.machine.let()
+        assert await value_of(r.ask(model, 0.75)) == 0.75
+
+
 async def test_all_go_and_the_pool_serves_the_next() -> None:
     async with rig(workers=2, held=True) as r:
         model = Model(r.machine, inline=False, max_batch=1)
