@@ -17,7 +17,7 @@ EXPLORED = 0.02  # share of the escalations that try a way about which too littl
 _UNKNOWN = 0.25  # spread of a prospect, as a share of it, from which it is worth a try
 _CLEARLY = 0.8  # of the time by the edge first, that the cloud at once has to stay under
 _WORTH = 1.25  # times the best one's time that a try may take
-_ALIKE, _ALIKE_S = 1.03, 0.0002  # of the best one's time: what is no slower than this may as well be smaller
+_ALIKE, _ALIKE_S = 1.02, 0.0002  # of the best one's time: what is no slower than this may as well be smaller
 
 
 class Kind(StrEnum):

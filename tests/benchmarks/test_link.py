@@ -171,9 +171,9 @@ def test_a_trace_is_replayed_step_by_step(links: Emulator, client: Client) -> No
 def test_a_target_that_is_not_there_ends_the_connection(links: Emulator) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
-    with socket.create_connection(("127.0.0.1", links.add(port)), timeout=5) as connection:
-        with suppress(ConnectionResetError):
-            assert connection.recv(1) == b""
+    connection = socket.create_connection(("127.0.0.1", links.add(port)), timeout=5)
+    with connection, suppress(ConnectionResetError):
+        assert connection.recv(1) == b""
 
 
 def test_the_other_process_does_the_same(echo: Echo) -> None:
