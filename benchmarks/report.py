@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from benchmarks.rounds import Figures, Results
 
 TANDEM, ONE_BY_ONE = "Tandem", "Tandem without batches"
+FLOOR = "its servers' floor: uvicorn, grpc.aio and the run"
 DEVICE, BINARY, JSON, GRPC, JPEG = "device, tensor bytes", "OIP binary", "OIP JSON", "gRPC", "device, JPEG"
 
 

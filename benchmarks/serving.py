@@ -20,9 +20,9 @@ from benchmarks.hop import hops
 from benchmarks.models import Served
 from benchmarks.page import machine, replace_section
 from benchmarks.processes import Cores, Failed, awake, pinned
-from benchmarks.report import JPEG, ONE_BY_ONE, TANDEM, Peer, Report
+from benchmarks.report import FLOOR, JPEG, ONE_BY_ONE, TANDEM, Peer, Report
 from benchmarks.rounds import OPEN, Cell, Entry, Figures, Part, Results, play
-from benchmarks.systems import RawLoop, Server, edge
+from benchmarks.systems import RawLoop, Server, edge, floor
 from benchmarks.tables import section, stages
 from benchmarks.targets import evaluate
 
@@ -60,6 +60,12 @@ class Stand:
         asked = [part.way for part in parts]
         server = edge(name, model.bundle, asked, self._core, log, {**self._chosen.settings, **settings})
         self._add(server, model, parts)
+
+    def add_floor(self, model: Served, seconds: float) -> None:
+        """What stands under Tandem, with `model`."""
+        asked = [ways.oip_binary(model), ways.grpc_infer(model)]
+        server = floor(FLOOR, model, asked, self._core, self._logs / f"floor-{model.name}.log")
+        self._add(server, model, [Part(way, FEW, seconds) for way in asked])
 
     def add_peer(self, name: str, model: Served, seconds: float, report: Report) -> None:
         """A peer with `model`, or in the report why it is not there."""
@@ -103,6 +109,7 @@ def network(name: str, stand: Stand, chosen: argparse.Namespace, report: Report)
         if name == "tiny" and not small:
             stand.add_tandem(model, [Part(ways.oip_binary(model), FEW, seconds)], ONE_BY_ONE, **UNBATCHED)
         if not small:
+            stand.add_floor(model, seconds)
             for peer in chosen.peers:
                 if peer not in report.missing:
                     stand.add_peer(peer, model, seconds, report)

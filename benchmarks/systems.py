@@ -144,6 +144,13 @@ def edge(
     return Server(name, process, ways, ports["http_port"], ports["grpc_port"])
 
 
+def floor(name: str, model: Served, ways: Sequence[Way], core: int, log: Path) -> Server:
+    """The libraries that Tandem's servers stand on, with nothing of Tandem's around the run."""
+    http_port, grpc_port = free_port(), free_port()
+    command = [sys.executable, "-m", "benchmarks.floor", str(model.file), str(http_port), str(grpc_port)]
+    return Server(name, Process(command, core, log), ways, http_port, grpc_port)
+
+
 @contextmanager
 def noop(kind: str, core: int, log: Path) -> Iterator[int]:
     """The server that does nothing, `http` or `grpc`, listens meanwhile on the port that is given."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from benchmarks.report import BINARY, DEVICE, GRPC, JPEG, JSON, ONE_BY_ONE, TANDEM, Report, Target
+from benchmarks.report import BINARY, DEVICE, FLOOR, GRPC, JPEG, JSON, ONE_BY_ONE, TANDEM, Report, Target
 from benchmarks.rounds import OPEN, Cell
 
 _MODELS = {"tiny": "tiny FP32", "tiny-int8": "tiny INT8", "mid": "mid FP32", "mid-int8": "mid INT8"}
@@ -88,6 +88,7 @@ def _systems(report: Report) -> Iterator[Sequence[str]]:
 
 def _rows(report: Report) -> list[tuple[str, str]]:
     own = [*((TANDEM, way) for way in (DEVICE, BINARY, JSON, GRPC)), (ONE_BY_ONE, BINARY)]
+    own += [(FLOOR, way) for way in (BINARY, GRPC)]
     theirs = [(peer.system, peer.way) for peer in report.peers]
     return [*own, *theirs, *((name, "") for name in report.missing)]
 

@@ -20,7 +20,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from edge_node.app import HttpServer, create_app
 from edge_node.body import Intake
-from edge_node.breaker import Breaker
+from edge_node.breaker import Breaker, State
 from edge_node.cloud_client import CloudClient
 from edge_node.dataplane import Dataplane
 from edge_node.grpc_api import GrpcServer, Servicer
@@ -47,11 +47,19 @@ def connect(settings: Settings, metrics: Metrics) -> CloudClient | None:
         _log.info("no cloud: EDGE_CLOUD is empty")
         return None
     metrics.add_peer(peer)
+
+    def changed(state: State) -> None:
+        metrics.breaker_changed(peer, state)
+        if state is State.OPEN:
+            _log.warning("the cloud at %s fails or is silent; leaving it alone for a while", peer)
+        elif state is State.CLOSED:
+            _log.info("the cloud at %s answers again", peer)
+
     breaker = Breaker(
         settings.breaker_failures,
         settings.breaker_open_ms / 1000,
         jitter=lambda: random.uniform(0.8, 1.2),  # noqa: S311 - spreads retries, guards nothing
-        on_change=lambda state: metrics.breaker_changed(peer, state),
+        on_change=changed,
     )
     return CloudClient(
         peer,
@@ -125,9 +133,6 @@ async def serve(settings: Settings) -> int:
         "node %s listening on %s: http_port=%d grpc_port=%d metrics_port=%d",
         settings.node_id, settings.host, http_server.port, grpc_server.port, metrics_port,
     )  # fmt: skip
-    if cloud is not None and prober is not None:
-        cloud.start()
-        prober.start()
     status = 0
     try:
         models = await asyncio.to_thread(load_models, settings)
@@ -137,6 +142,9 @@ async def serve(settings: Settings) -> int:
         # What is there now stays: the collector need not look through it again in the middle of a request.
         gc.collect()
         gc.freeze()
+        if cloud is not None and prober is not None:
+            cloud.start()
+            prober.start()
         await grpc_server.set_serving(True)
         _log.info("ready: %s", ", ".join(model.name for model in slots.all()))
         await stopping.wait()

@@ -38,7 +38,7 @@ class Connection:
         self._on_connection = on_connection
         self._on_change = on_change
         self._redial_s = connect_timeout_s
-        self._connected = False
+        self._connected: bool | None = None  # not tried yet
         self._blink_ends: float | None = None
         self._options = _options(connect_timeout_s, max_message_bytes)
         self._keeper: asyncio.Task[None] | None = None
@@ -116,10 +116,15 @@ class Connection:
         connected = state is _Ready.READY
         if connected == self._connected or (not connected and state is not _Ready.TRANSIENT_FAILURE):
             return
-        self._connected = connected
+        before, self._connected = self._connected, connected
         self._on_connection(connected)
         if connected:
             _log.info("connected to the cloud at %s", self.target)
+        elif before is None:
+            _log.warning(
+                "cannot reach the cloud at %s: nobody answers there, or the name is not known; "
+                "answering alone until it is there", self.target,
+            )  # fmt: skip
         else:
             _log.warning("lost the cloud at %s; answering alone until it is back", self.target)
 

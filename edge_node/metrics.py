@@ -1,5 +1,6 @@
 """Every metric of the edge node, declared once, on a registry that is passed in."""
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
 from wsgiref.simple_server import WSGIServer
@@ -20,6 +21,7 @@ REFUSALS = {
     "open_inference": ("400", "404", "413", "500", "503"),
     "grpc": ("INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL"),
 }
+_KNOWN = 1.0  # spread of a rate, as a share of it, from which it is not known
 STAGES = ("preprocess", "queue", "edge", "head", "cloud")
 
 
@@ -122,7 +124,8 @@ class Metrics:
             "tandem_link_round_trip_seconds", "Round trip to the cloud, estimated.", registry=registry
         )
         self.link_bandwidth = Gauge(
-            "tandem_link_bandwidth_bytes_per_second", "Rate of the link to the cloud, estimated.",
+            "tandem_link_bandwidth_bytes_per_second",
+            "Rate of the link to the cloud, estimated; NaN where messages were too small to tell.",
             ["direction"], registry=registry,
         )  # fmt: skip
         self.link_age = Gauge(
@@ -181,8 +184,8 @@ class Metrics:
     def estimated(self, link: Estimate) -> None:
         """Show what the link to the cloud is like now."""
         self.link_round_trip.set(link.round_trip)
-        self.link_bandwidth.labels("up").set(link.up)
-        self.link_bandwidth.labels("down").set(link.down)
+        for way, rate, spread in (("up", link.up, link.up_spread), ("down", link.down, link.down_spread)):
+            self.link_bandwidth.labels(way).set(rate if spread < _KNOWN else math.nan)
 
     def add_peer(self, peer: str) -> None:
         """Show a cloud that is not connected yet, its breaker closed."""

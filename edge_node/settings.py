@@ -55,7 +55,9 @@ class Preferences(BaseModel):
     )
     threshold: Annotated[
         Annotated[float, Field(ge=0, le=1)] | None,
-        Field(description="confidence from which the edge is trusted"),
+        Field(
+            description="what `edge.confidence` must reach for the edge to be trusted: by the bundle's scorer"
+        ),
     ] = None
 
 

@@ -23,6 +23,10 @@ from inference_core.tensors import Parameter, Tensors, datatype_of, from_bytes, 
 HEADER_LENGTH = "inference-header-content-length"
 _MAX_DIGITS = 18  # Python refuses to read numbers of thousands of digits
 _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": 32 + zlib.MAX_WBITS}
+_HINT = (
+    "; NaN and Infinity are none, and where tensors follow it as bytes, Inference-Header-Content-Length "
+    "says where it ends"
+)
 _NEVER = re.compile(r"q=0(\.0*)?")
 _WORTH = 1200  # bytes of an answer from which on compressing it can save a packet
 _FAST = 1  # the level for answers: the time of the others is the device's
@@ -87,7 +91,8 @@ def _head(text: bytes | bytearray) -> _Head:
     try:
         message: Any = simdjson.Parser().parse(text)
     except (ValueError, RuntimeError) as error:
-        raise InvalidInput(f"body: not JSON: {error}") from error
+        what = str(error).partition(":")[0]
+        raise InvalidInput(f"body: not JSON ({what}){_HINT}") from error
     if not isinstance(message, simdjson.Object):
         raise InvalidInput("body: must be a JSON object")
     parameters = _parameters(message)

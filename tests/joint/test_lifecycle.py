@@ -58,12 +58,14 @@ def test_readiness_does_not_depend_on_the_other_side(services: Services, tmp_pat
     assert ready(edge) == (200, 200)
     assert health(edge) == health(edge, "inference.GRPCInferenceService") == SERVING
     assert get(edge.ports[0], "/v2/health/ready")[0] == 200
+    eventually(lambda: f"cannot reach the cloud at 127.0.0.1:{port}" in edge.log, 5, "the log says so")
     cloud = services.cloud(bundle, grpc_port=port).wait_ready()
     assert health(cloud) == health(cloud, "inference.GRPCInferenceService") == SERVING
     connected = "tandem_cloud_connected"
     eventually(lambda: edge.metrics().total(connected) == 1, 3, "the edge has found the cloud")
     cloud.kill()
     eventually(lambda: edge.metrics().total(connected) == 0, 3, "the edge has lost the cloud")
+    assert edge.log.count("connected to the cloud at") == edge.log.count("lost the cloud at") == 1
     assert ready(edge) == (200, 200)
     assert health(edge) == SERVING
 
