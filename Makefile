@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 CODE := protos inference_core edge_node cloud_service toolchain examples benchmarks deploy tests
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test bench-toolchain bench-joint bench-serving lint format protos lock clean
+.PHONY: help demo test test-benchmarks bench-toolchain bench-joint bench-serving lint format protos lock clean
 .DEFAULT_GOAL := help
 
 help:  ## say what can be made
@@ -23,7 +23,10 @@ demo: $(READY)  ## run edge and cloud, play images, stop the cloud in the middle
 	$(BIN)/tandem demo
 
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/benchmarks
+
+test-benchmarks: $(READY)  ## run the tests of what measures
+	$(BIN)/python -m pytest tests/benchmarks
 
 bench-toolchain: $(READY)  ## measure what the toolchain makes; TANDEM_CIFAR10 names the folder with test.zip
 	$(BIN)/python -m benchmarks.toolchain --out docs/figures-toolchain.md

@@ -1,5 +1,7 @@
 """What a service's `/metrics` page says."""
 
+import math
+
 from prometheus_client.parser import text_string_to_metric_families
 
 
@@ -18,10 +20,10 @@ class Samples:
         )
 
     def by(self, name: str, *labels: str) -> dict[tuple[str, ...], int]:
-        """The samples called `name` that are not zero, summed by the values of `labels`."""
+        """The samples called `name` that are numbers other than zero, summed by the values of `labels`."""
         sums: dict[tuple[str, ...], int] = {}
         for sample in self._samples:
-            if sample.name == name and sample.value:
+            if sample.name == name and sample.value and not math.isnan(sample.value):
                 key = tuple(sample.labels[label] for label in labels)
                 sums[key] = sums.get(key, 0) + int(sample.value)
         return sums

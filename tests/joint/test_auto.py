@@ -73,9 +73,16 @@ def test_a_link_that_goes_away_costs_a_moment_and_is_used_again(
 
 
 def test_the_link_is_shown(linked: tuple[Service, Emulator], device: Device) -> None:
-    for _ in range(20):
-        device.predict(noise())
+    linked[1].set(SLOW)
+
+    def rate() -> int:
+        """As far as it is known: messages of like size do not tell."""
+        for image in (noise(), picture(UNSURE)):
+            device.predict(image, mode="cloud")
+        found = linked[0].metrics().by("tandem_link_bandwidth_bytes_per_second", "direction")
+        return found.get(("up",), 0)
+
+    eventually(lambda: SLOW.up / 2 < rate() < SLOW.up * 2, 15, "the rate is known")
     metrics = linked[0].metrics()
-    assert 0.002 < metrics.total("tandem_link_round_trip_seconds") < 0.05
-    assert metrics.by("tandem_link_bandwidth_bytes_per_second", "direction")["up",] > 1e5
+    assert 0.05 < metrics.total("tandem_link_round_trip_seconds") < 0.2
     assert metrics.total("tandem_link_estimate_age_seconds") < 5
