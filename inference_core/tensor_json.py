@@ -39,10 +39,10 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> N
         raise InvalidInput(f"tensor {name!r}: data must be a list")
     if datatype == "BYTES":
         array = _strings(name, data.as_list())
-    elif dtype.kind not in _BUFFERS or (len(data) and isinstance(data[0], simdjson.Array)):
+    elif dtype.kind not in _BUFFERS:
         array = _numbers(name, datatype, dtype, data.as_list())
     else:
-        array = _flat(name, datatype, dtype, data)
+        array = _copied(name, datatype, dtype, data)
     if array.size != count:
         raise InvalidInput(f"tensor {name!r}: shape {list(shape)} is {count} elements, got {array.size}")
     return array.reshape(shape)
@@ -56,7 +56,7 @@ def to_json(array: NDArray[Any]) -> NDArray[Any] | list[str]:
     return np.ascontiguousarray(array).reshape(-1)
 
 
-def _flat(name: str, datatype: str, dtype: np.dtype[Any], data: simdjson.Array) -> NDArray[Any]:
+def _copied(name: str, datatype: str, dtype: np.dtype[Any], data: simdjson.Array) -> NDArray[Any]:
     letter, wide = _BUFFERS[dtype.kind]
     try:
         values = np.frombuffer(data.as_buffer(of_type=letter), wide)
@@ -64,8 +64,8 @@ def _flat(name: str, datatype: str, dtype: np.dtype[Any], data: simdjson.Array) 
         raise InvalidInput(f"tensor {name!r}: data does not fit datatype {datatype}") from error
     except ValueError as error:
         raise InvalidInput(f"tensor {name!r}: a value is out of the range of {datatype}") from error
-    if min(values.size, _COUNTED) != len(data):  # a list further back was taken apart, too
-        raise InvalidInput(f"tensor {name!r}: data does not fit datatype {datatype}, or is ragged")
+    if min(values.size, _COUNTED) != len(data):  # lists inside were taken apart: are they of one length?
+        return _numbers(name, datatype, dtype, data.as_list())
     if dtype.kind == "f":
         return _finite(name, datatype, _narrowed(values, dtype))
     limits = np.iinfo(dtype)

@@ -141,7 +141,8 @@ def test_strings_among_numbers_cost_no_memory(datatype: str) -> None:
         from_json("x", datatype, [10_001], parsed)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2_000_000
+    # To be looked at as a boolean, the string becomes a Python object once.
+    assert peak < 1_000_000 + (1_000_000 if datatype == "BOOL" else 0)
 
 
 @pytest.mark.parametrize("data", [None, 1, 1.5, "abc", {"0": 1}, True])
