@@ -13,8 +13,8 @@ from edge_node.descriptions import create_catalogue
 from edge_node.joint import JointInference
 from edge_node.model_slot import LoadedModel, ModelSlots
 from edge_node.outcome import Answer, Outcome
+from edge_node.preferences import Preferences
 from edge_node.request import NO_PREFERENCES, Ask
-from edge_node.settings import Preferences
 from inference_core.classification import check_outputs, select
 from inference_core.errors import InvalidInput, TandemError
 from inference_core.tensors import Parameter, Tensors

@@ -18,8 +18,8 @@ from edge_node.body import Body, Intake
 from edge_node.front import Call, Handler, Reply
 from edge_node.joint import JointInference
 from edge_node.model_slot import LoadedModel, ModelSlots
+from edge_node.preferences import Preferences
 from edge_node.request import Ask
-from edge_node.settings import Preferences
 from inference_core.errors import InvalidInput
 from inference_core.preprocess import FORMATS
 from inference_core.rest import inflate

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from edge_node.outcome import ModelRef
 from edge_node.policy import Mode, check_mode
+from edge_node.preferences import Preferences
 from edge_node.runner import Timed
-from edge_node.settings import Preferences, Settings
+from edge_node.settings import Settings
 from inference_core.batch_cost import BatchCost
 from inference_core.bundle import Bundle, File, Manifest, load_bundle
 from inference_core.confidence import Row, judge

@@ -12,8 +12,8 @@ from edge_node.cloud import CloudAnswer
 from edge_node.model_slot import EdgeRun, LoadedModel
 from edge_node.outcome import Answer, EdgeAnswer, Outcome, rank
 from edge_node.policy import Budget, Decision, Mode, Source
+from edge_node.preferences import Preferences
 from edge_node.routes import Way
-from edge_node.settings import Preferences
 from inference_core.confidence import Row, Scorer, judge
 
 NO_PREFERENCES = Preferences()

@@ -8,15 +8,14 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from edge_node.policy import Mode, Payload, Privacy
+from edge_node.preferences import Milliseconds, Preferences
 
 PREFIX = "EDGE_"
-MAX_DEADLINE_MS = 60_000
 Port = Annotated[int, Field(ge=0, le=65535)]
-Milliseconds = Annotated[int, Field(ge=1, le=MAX_DEADLINE_MS)]
 
 
 def _split(value: object) -> object:
@@ -33,32 +32,6 @@ def _from_json(value: object) -> object:
 def _cores() -> int:
     """The cores that this process may use, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class Preferences(BaseModel):
-    """How samples are to be answered: said by a request, or by the settings for a model.
-
-    None leaves it open: the request's word goes before the model's settings, those before the service's.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    mode: Annotated[Mode | None, Field(description="who may answer: edge, cloud, cascade, split or auto")] = (
-        None
-    )
-    cut: Annotated[
-        Annotated[str, Field(min_length=1)] | None,
-        Field(description="where mode 'split' cuts; if not given, at the early exit, else at the first cut"),
-    ] = None
-    deadline_ms: Annotated[Milliseconds | None, Field(description="milliseconds until the answer is due")] = (
-        None
-    )
-    threshold: Annotated[
-        Annotated[float, Field(ge=0, le=1)] | None,
-        Field(
-            description="what `edge.confidence` must reach for the edge to be trusted: by the bundle's scorer"
-        ),
-    ] = None
 
 
 class Settings(BaseSettings):

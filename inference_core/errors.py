@@ -4,8 +4,12 @@
       InvalidInput          the caller's fault
         ModelNotFound       no such model, version or cut
         TooLarge            over a limit of size
+        Unauthenticated     no key or certificate that is known here
+        Forbidden           known, but not allowed to do this
+        TooSlow             the body did not arrive in the time that it has
       Overloaded            try again later
         NotReady            the models are still loading, or the service is stopping
+        RateLimited         this caller has used up what it may ask for
       ModelError            a model cannot be loaded or run
         VersionMismatch     the model is here, that version of it is not
       CloudUnavailable      the cloud's fault: the edge answers by itself
@@ -13,6 +17,9 @@
         DeadlineExceeded    no answer in time
         CloudRefused        an answer, but not one that can be used
         BreakerOpen         not asked, because it has been failing
+        Throttled           not asked, because it has been turning many down
+        AllowanceSpent      not asked, because the node has escalated as much as it may
+        SwitchedOff         not asked, because somebody has switched escalation off
         LinkLost            not asked, because what was sent last is overdue
         LinkTooSlow         not asked, because the answer would be late
       BundleError           an untrusted or broken bundle: not served
@@ -42,6 +49,18 @@ class TooLarge(InvalidInput):
     """The request, or what it decodes to, is over a limit of size."""
 
 
+class Unauthenticated(InvalidInput):
+    """The caller shows no key or certificate, or none that is known here."""
+
+
+class Forbidden(InvalidInput):
+    """The caller is known, and is not allowed to do what it asks for."""
+
+
+class TooSlow(InvalidInput):
+    """The request's body did not arrive in the time that it has."""
+
+
 class Overloaded(TandemError):
     """There is no room for the request now; it may be sent again after `retry_after_s` seconds."""
 
@@ -52,6 +71,10 @@ class Overloaded(TandemError):
 
 class NotReady(Overloaded):
     """The service is there, but its models are not: it is still loading, or stopping."""
+
+
+class RateLimited(Overloaded):
+    """This caller has asked for as much as it may; others are answered."""
 
 
 class ModelError(TandemError):
@@ -89,6 +112,7 @@ class CloudRefused(CloudUnavailable):
     REASONS: ClassVar[frozenset[str]] = frozenset(
         {
             "overloaded",
+            "too_large",
             "version_mismatch",
             "model_missing",
             "input_refused",
@@ -111,6 +135,24 @@ class BreakerOpen(CloudUnavailable):
     reason = "breaker_open"
 
 
+class Throttled(CloudUnavailable):
+    """The cloud has been turning many down, so that this one was not even sent."""
+
+    reason = "throttled"
+
+
+class AllowanceSpent(CloudUnavailable):
+    """The node has escalated as much as its settings allow for now."""
+
+    reason = "escalation_budget"
+
+
+class SwitchedOff(CloudUnavailable):
+    """Escalation has been switched off by whoever operates the node."""
+
+    reason = "switched_off"
+
+
 class LinkLost(CloudUnavailable):
     """What was sent last is overdue, and nothing has been heard since: nothing more is sent."""
 
@@ -131,7 +173,11 @@ HTTP_STATUS: Mapping[type[TandemError], int] = {
     InvalidInput: 400,
     ModelNotFound: 404,
     TooLarge: 413,
+    Unauthenticated: 401,
+    Forbidden: 403,
+    TooSlow: 408,
     Overloaded: 503,
+    RateLimited: 429,
     VersionMismatch: 404,
     DeadlineExceeded: 504,
     TandemError: 500,
@@ -141,6 +187,9 @@ GRPC_STATUS: Mapping[type[TandemError], str] = {
     InvalidInput: "INVALID_ARGUMENT",
     ModelNotFound: "NOT_FOUND",
     TooLarge: "RESOURCE_EXHAUSTED",
+    Unauthenticated: "UNAUTHENTICATED",
+    Forbidden: "PERMISSION_DENIED",
+    TooSlow: "DEADLINE_EXCEEDED",
     Overloaded: "RESOURCE_EXHAUSTED",
     NotReady: "UNAVAILABLE",
     VersionMismatch: "FAILED_PRECONDITION",

@@ -30,9 +30,10 @@ from edge_node.metrics import Metrics
 from edge_node.model_slot import PROVIDERS, ModelSlots, load_models
 from edge_node.navigator import Navigator
 from edge_node.outcome import Outcome
+from edge_node.preferences import Preferences
 from edge_node.request import Ask
 from edge_node.runner import Runner
-from edge_node.settings import Preferences, Settings
+from edge_node.settings import Settings
 from inference_core.bundle import load_bundle
 from inference_core.errors import CloudUnavailable, DeadlineExceeded
 from inference_core.tensors import Parameter, to_request

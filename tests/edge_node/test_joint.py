@@ -13,8 +13,9 @@ import pytest
 from edge_node.model_slot import load_models
 from edge_node.outcome import EdgeAnswer
 from edge_node.policy import Mode, Payload, Source
+from edge_node.preferences import Preferences
 from edge_node.request import Ask
-from edge_node.settings import Preferences, Settings
+from edge_node.settings import Settings
 from inference_core.bundle import load_bundle
 from inference_core.errors import (
     BreakerOpen,

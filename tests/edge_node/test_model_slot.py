@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from edge_node.model_slot import EdgeRun, LoadedModel, ModelSlots, load_models
 from edge_node.policy import Mode
-from edge_node.settings import Preferences, Settings
+from edge_node.preferences import Preferences
+from edge_node.settings import Settings
 from inference_core.bundle import load_bundle
 from inference_core.errors import BundleError, ModelNotFound, Overloaded
 from inference_core.tensors import Tensors

@@ -8,15 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from edge_node.policy import Mode, Payload
-from edge_node.settings import (
-    Preferences,
-    Settings,
-    config_path,
-    describe,
-    load_settings,
-    misspelt_variables,
-    tune_grpc,
-)
+from edge_node.preferences import Preferences
+from edge_node.settings import Settings, config_path, describe, load_settings, misspelt_variables, tune_grpc
 
 Env = pytest.MonkeyPatch
 
