@@ -106,6 +106,15 @@ class BatchCost:
         """
         return n > 1 and self._told_runs_ago is not None and self._shape(1 / n) <= 1 - _GAIN
 
+    def each(self, limit: int) -> float | None:
+        """The seconds that one of many waiting samples costs, in runs of up to `limit`; None before the first
+        run."""
+        most = max(min(limit, 2 * max(self._largest, 1)), 1)
+        if not self.pays(most):
+            most = 1
+        seconds = self.seconds(most)
+        return None if seconds is None else seconds / most
+
     def best(self, waiting: int, limit: int) -> int:
         """How many of `waiting` samples the next run should take, from 1 to `limit`.
 

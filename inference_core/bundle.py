@@ -7,7 +7,7 @@ read once, checked against its digest and against the rules of `trust`, and hand
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,9 @@ from inference_core.manifest import (
     TensorInfo,
     Variant,
 )
+from inference_core.qualify import Trial
 from inference_core.tensors import Tensors
+from inference_core.watchdog import Watchdog
 
 __all__ = [
     "FORMAT",
@@ -75,12 +77,37 @@ class Bundle:
         trust.check_digest(str(path), data, file.sha256)
         return data
 
-    def engine(self, file: File, *, threads: int, providers: tuple[str, ...]) -> Engine:
-        """`file` as an engine that has reproduced its golden outputs; else `BundleError`."""
+    def trial(self, file: File) -> Trial:
+        """`file` as it is run first, in a process of its own: on all its golden inputs."""
+        data, path = self.read(file), str(self.folder / file.file)
+        trust.check_model_file(path, data)
+        return Trial(path, data, self._golden_inputs(file))
+
+    def engine(
+        self,
+        file: File,
+        *,
+        threads: int,
+        providers: tuple[str, ...],
+        watchdog: Watchdog | None = None,
+    ) -> Engine:
+        """`file` as an engine that has reproduced its golden outputs; else `BundleError`.
+
+        `watchdog` watches its runs; when it needs a new session, it is read again from where it is now.
+        """
         data = self.read(file)
         trust.check_model_file(str(self.folder / file.file), data)
+        here = replace(self, folder=self.folder.resolve())
         try:
-            engine = Engine(data, name=file.file, threads=threads, providers=providers)
+            engine = Engine(
+                data,
+                name=file.file,
+                threads=threads,
+                providers=providers,
+                model_name=self.manifest.model,
+                watchdog=watchdog,
+                source=lambda: here.read(file),
+            )
             _check_tensors(file, "input", self.manifest.takes(file), engine.inputs)
             _check_tensors(file, "output", self.manifest.gives(file), engine.outputs)
             self._reproduce(file, engine)

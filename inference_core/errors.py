@@ -62,11 +62,15 @@ class TooSlow(InvalidInput):
 
 
 class Overloaded(TandemError):
-    """There is no room for the request now; it may be sent again after `retry_after_s` seconds."""
+    """There is no room for the request now; it may be sent again after `retry_after_s` seconds.
 
-    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+    `why` is a word of a bounded set, for the metrics.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 1.0, why: str = "full") -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.why = why
 
 
 class NotReady(Overloaded):
@@ -89,11 +93,12 @@ class CloudUnavailable(TandemError):
     """The cloud gave no usable answer. Never reaches the device: the edge answers instead.
 
     `reason` is what the Outcome and the metrics say happened; a bounded set of words. `bytes_up` is what
-    had been handed to the link by then.
+    had been handed to the link by then; `stated` whether it was the cloud itself that said no.
     """
 
     reason: str = "cloud_unreachable"
     bytes_up: int = 0
+    stated: bool = False
 
 
 class CloudUnreachable(CloudUnavailable):
@@ -169,6 +174,9 @@ class BundleError(TandemError):
     """A bundle that is untrusted, incomplete or broken; the message names the file and the rule."""
 
 
+MAX_WORDS = 400  # characters of a message to a caller, at most
+_GAP = " [...] "
+
 HTTP_STATUS: Mapping[type[TandemError], int] = {
     InvalidInput: 400,
     ModelNotFound: 404,
@@ -196,6 +204,15 @@ GRPC_STATUS: Mapping[type[TandemError], str] = {
     DeadlineExceeded: "DEADLINE_EXCEEDED",
     TandemError: "INTERNAL",
 }
+
+
+def shortened(words: str) -> str:
+    """`words` for a caller who may have sent a part of them: of long ones the beginning, which names the
+    field, and the end, which names the limit."""
+    if len(words) <= MAX_WORDS:
+        return words
+    half = (MAX_WORDS - len(_GAP)) // 2
+    return words[:half] + _GAP + words[-half:]
 
 
 def http_status(error: TandemError) -> int:

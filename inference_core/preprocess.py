@@ -26,6 +26,8 @@ _JPEG = b"\xff\xd8\xff"
 _TURNING = (b"Exif\0", b"tiff:Orientation")  # where an image says how it is to be turned
 # Pillow only warns between its limit and twice that; here a bomb is refused at once.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+# Each strange file would be another line in the log, and another text to remember.
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 
 
 class Color(StrEnum):

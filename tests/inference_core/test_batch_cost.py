@@ -183,3 +183,18 @@ def test_the_age_is_that_of_the_last_run_and_never_negative() -> None:
         clock.now = now
         ages.append(found.age_s)
     assert ages == [2.5, 0.0]
+
+
+def test_what_each_of_many_costs_is_that_of_full_runs_where_those_pay() -> None:
+    cost = BatchCost(lambda: 0.0)
+    assert cost.each(8) is None
+    for at in range(100):
+        n = (1, 8)[at % 2]
+        cost.observe(n, 0.008 + 0.001 * n)
+    assert cost.each(1) == pytest.approx(0.009, rel=0.01)
+    assert cost.each(8) == pytest.approx(0.002, rel=0.01)
+    assert cost.each(1000) == pytest.approx((0.008 + 0.016) / 16, rel=0.01)  # no further than twice what ran
+    for at in range(300):
+        n = (1, 8)[at % 2]
+        cost.observe(n, 0.01 * n)
+    assert cost.each(8) == pytest.approx(0.01, rel=0.05)

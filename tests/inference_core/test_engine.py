@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from inference_core.engine import Engine, TensorSpec
+from inference_core.engine import RESTART_AFTER, Engine, TensorSpec
 from inference_core.errors import InvalidInput, ModelError
 from inference_core.tensors import DATATYPES
 from tests.bundles import SURE, UNSURE, constant, model_bytes, pixels, pool_and_classify
@@ -204,14 +204,29 @@ def test_inputs_must_be_finite(bad: float, kind: str, dtype: str) -> None:
         engine.run({"x": np.array([[0, 1], [bad, 0]], dtype)})
 
 
-def test_a_failing_run_is_a_model_error() -> None:
+def test_values_that_a_model_cannot_take_are_the_callers_fault() -> None:
     nodes = [helper.make_node("Gather", ["table", "x"], ["y"])]
     data = graph(nodes, TensorProto.INT64, ["n"], [constant("table", [1, 2, 3], np.int64)])
     engine = Engine(data, name="gather")
     assert engine.run({"x": np.array([2, 0])})["y"].tolist() == [3, 1]
-    with pytest.raises(ModelError, match="gather: the run failed"):
-        engine.run({"x": np.array([3])})
+    for _ in range(2 * RESTART_AFTER):
+        with pytest.raises(InvalidInput) as refused:
+            engine.run({"x": np.array([3])})
+        assert str(refused.value) == (
+            "model 'gather' cannot take these values: "
+            "indices element out of data bounds, idx=3 must be within the inclusive range [-3,2]"
+        )
     assert engine.run({"x": np.array([1])})["y"].tolist() == [2]
+
+
+def test_a_failing_run_is_a_model_error_and_says_why_in_plain_words() -> None:
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    data = graph(nodes, TensorProto.INT64, ["n"], [constant("shape", [2, 2], np.int64)])
+    engine = Engine(data, name="reshape")
+    with pytest.raises(ModelError, match=r"^reshape: the run failed: .*requested shape:\{2,2\}$") as failed:
+        engine.run({"x": np.array([3])})
+    assert "onnxruntime" not in str(failed.value)
+    assert engine.run({"x": np.array([1, 2, 3, 4])})["y"].tolist() == [[1, 2], [3, 4]]
 
 
 # ---- what it does not load

@@ -11,6 +11,7 @@ from inference_core import errors
 from inference_core.errors import (
     GRPC_STATUS,
     HTTP_STATUS,
+    MAX_WORDS,
     AllowanceSpent,
     BreakerOpen,
     BundleError,
@@ -34,6 +35,7 @@ from inference_core.errors import (
     VersionMismatch,
     grpc_status,
     http_status,
+    shortened,
 )
 
 
@@ -190,3 +192,12 @@ def test_reason_of_one_refusal_is_not_that_of_the_next() -> None:
     CloudRefused("no", "cloud_error")
     assert first.reason == "overloaded"
     assert CloudUnavailable("gone").reason == "cloud_unreachable"
+
+
+def test_long_words_keep_the_field_and_the_limit() -> None:
+    assert shortened("a" * MAX_WORDS) == "a" * MAX_WORDS
+    words = shortened(f"input {'a' * 5000!r}: the limit is 64")
+    assert len(words) <= MAX_WORDS
+    assert words.startswith("input 'aaa")
+    assert words.endswith("aaa': the limit is 64")
+    assert " [...] " in words

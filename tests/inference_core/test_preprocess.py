@@ -3,6 +3,8 @@
 import io
 import itertools
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -593,3 +595,23 @@ def test_a_jpeg_is_turned_as_its_xmp_says(orientation: int) -> None:
     with Image.open(io.BytesIO(out.getvalue())) as image:
         upright = np.asarray(ImageOps.exif_transpose(image))
     assert np.array_equal(decode(out.getvalue(), Color.RGB), upright)
+
+
+def test_nonsense_in_exif_is_not_logged() -> None:
+    """Each would be a line in the log, and a text to remember for ever. Pytest filters: hence a process."""
+    out = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 5)).save(out, "JPEG", exif=exif)
+    data = bytearray(out.getvalue())
+    start = data.index(b"Exif") + 6
+    data[start + 14 : start + 18] = b"\xff\xff\xff\x7f"  # the length of the first entry
+    code = (
+        "import sys, inference_core.preprocess as p, inference_core.errors as e\n"
+        "try: p.decode(sys.stdin.buffer.read(), p.Color.RGB)\n"
+        "except e.InvalidInput: pass\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], input=data, capture_output=True, check=True, timeout=60
+    )
+    assert run.stderr == b""

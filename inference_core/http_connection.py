@@ -1,0 +1,300 @@
+"""HTTP connections that a stranger cannot keep, fill or flood: uvicorn's own, with a bound on everything.
+
+Uvicorn takes heads of any size, waits for the rest of a request for ever, queues as many requests of one
+connection as come, and keeps an answer that nobody reads. Both services count and time strangers in the same
+way (docs/adr/0018-hostile-bytes.md). For each request no more is done than to note when its head and its body
+began: what takes too long is found by looking at all connections now and then.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import httptools
+import orjson
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from inference_core.errors import Overloaded, TooSlow, http_status
+
+PEER = "peer"  # in a request's state: the certificate that its sender has shown, as `ssl` has it
+REFUSED = "refused"  # in a request's state: the status and the words that its sender has got meanwhile
+MAX_PIPELINED = 16
+MAX_TURNED_AWAY = 64  # connections over the limit that are told so; more are dropped
+_SWEEP_S = 0.5
+_LINGER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one server allows strangers. Times are in seconds: for a request's head, for its body and for
+    taking the answer to it, and between two requests. `head_bytes` bounds request line and headers."""
+
+    connections: int = 1000
+    head_bytes: int = 16 << 10
+    head_s: float = 10.0
+    body_s: float = 30.0
+    idle_s: float = 30.0
+
+
+class Phase(Enum):
+    """What a connection is waiting for its client to send."""
+
+    NOTHING = "nothing"  # a request may come
+    HEAD = "head"
+    BODY = "body"
+    END = "end"  # it has been refused: what still comes is thrown away
+
+
+class Connections:
+    """All connections of one server, and what is refused before an application sees it."""
+
+    def __init__(self, bounds: Bounds, on_refused: Callable[[int], object] | None = None) -> None:
+        """`on_refused` is told the status of each refusal that no application knows of."""
+        self.bounds = bounds
+        self.on_refused = on_refused or (lambda _: None)
+        self._open: set[HttpConnection] = set()
+
+    @property
+    def count(self) -> int:
+        """How many are open."""
+        return len(self._open)
+
+    def connect(self, **given: Any) -> asyncio.Protocol:
+        """A connection's protocol, as uvicorn makes one with its `http` setting."""
+        return HttpConnection(self, **given)
+
+    def add(self, connection: "HttpConnection") -> None:
+        """Count a connection. One too many ends the one that has been there longest without a request, so
+        that who has asked before goes on, and who asks at once gets in."""
+        if len(self._open) >= self.bounds.connections:
+            silent = [other for other in self._open if other.is_silent]
+            if silent:
+                longest = min(silent, key=lambda other: other.since)
+                longest.transport.abort()
+                self._open.discard(longest)
+        self._open.add(connection)
+
+    def discard(self, connection: "HttpConnection") -> None:
+        """Count a connection no longer."""
+        self._open.discard(connection)
+
+    def sweep(self, now: float) -> None:
+        """End every connection that has taken too long; `now` is the loop's time, in seconds."""
+        for connection in tuple(self._open):
+            connection.check(now)
+
+    async def watch(self) -> None:
+        """Sweep now and then, until cancelled."""
+        now = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            self.sweep(now())
+
+
+class _Flow(FlowControl):
+    """Reads nothing while requests wait for their turn: else they would become ever more."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: deque[Any]) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if not self._waiting:
+            super().resume_reading()
+
+
+class _Refused(Exception):
+    """Leaves the parser: what there is to say is known already."""
+
+
+class HttpConnection(HttpToolsProtocol):
+    """One connection. `since` is the loop's time, in seconds, at which its phase began."""
+
+    def __init__(self, all_of_them: Connections, **given: Any) -> None:
+        super().__init__(**given)
+        self._all = all_of_them
+        self._bounds = all_of_them.bounds
+        self._fed = 0  # bytes since the parser last got on: more are not in an unfinished head
+        self._got_on = False
+        self._refusal: tuple[int, str] | None = None
+        self._unsent, self._unsent_since = 0, 0.0
+        self.phase = Phase.NOTHING
+        self.since = self.loop.time()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to answer and nothing has begun to come."""
+        return self.phase is Phase.NOTHING and not self._answering
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it has asked nothing yet, or not to the end."""
+        return not bool(self.cycle) and self.phase is not Phase.END
+
+    @property
+    def _owes(self) -> bool:
+        """Whether there is somebody to answer."""
+        return self._answering and not self.cycle.disconnected
+
+    @property
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin; one too many is told so, and many too many are dropped."""
+        super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None:
+            self.app_state = {**self.app_state, PEER: tls.getpeercert()}
+        self._all.add(self)
+        if self._all.count > self._bounds.connections + MAX_TURNED_AWAY:
+            transport.abort()
+        elif self._all.count > self._bounds.connections:
+            full = Overloaded(f"connections: {self._bounds.connections} are open, that is the limit")
+            self._refuse(http_status(full), str(full), full.retry_after_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has ended, whoever has ended it."""
+        self._all.discard(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has come, and count what the parser cannot use yet."""
+        if self.phase is Phase.END:
+            return
+        self._unset_keepalive_if_required()
+        if self._got_on:
+            self._got_on = False
+            if self.phase is not Phase.HEAD:
+                self._fed = 0
+        self._fed += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserCallbackError:
+            self._refuse(*(self._refusal or (400, "request: its target cannot be read")))
+        except httptools.HttpParserError as error:
+            self._refuse(400, f"request: not HTTP/1.1: {error}")
+        except httptools.HttpParserUpgrade:
+            return  # to nothing that is spoken here: the request is answered as any other
+        else:
+            # A head without an end; or what trails a body, or a chunk's head.
+            if self._fed > self._bounds.head_bytes and not self._got_on:
+                self._refuse(*self._over_the_limit(self._fed))
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        super().on_message_begin()
+        self.phase = Phase.HEAD
+        self.since = self.loop.time()
+
+    def on_headers_complete(self) -> None:
+        """A head has ended: if it is within the limits, its request begins."""
+        if self._fed > self._bounds.head_bytes:
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > self._bounds.head_bytes:
+                self._refusal = self._over_the_limit(size)
+                raise _Refused
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._refusal = 400, f"request: {MAX_PIPELINED} of this connection wait, that is the limit"
+            raise _Refused
+        super().on_headers_complete()
+        self.headers = []  # the application has its list: what trails the body goes into another
+        self.phase = Phase.BODY
+        self.since = self.loop.time()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body."""
+        self._got_on = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A body has ended, or there is none."""
+        self._got_on = True
+        self.phase = Phase.NOTHING
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer has been handed over."""
+        if self.phase is Phase.NOTHING:
+            self.since = self.loop.time()
+        super().on_response_complete()
+        if self.phase is Phase.END and not self._answering:
+            self._finish()
+
+    def check(self, now: float) -> None:
+        """End the connection if its client has been too slow, by the loop's time `now`."""
+        waited, bounds = now - self.since, self._bounds
+        if self._is_stuck(now):
+            self.transport.abort()
+        elif self.phase is Phase.HEAD:
+            if waited > bounds.head_s:
+                self._refuse(*_too_slow("head", bounds.head_s))
+        elif self.phase is Phase.BODY:
+            if waited > bounds.body_s:
+                self._refuse(*_too_slow("body", bounds.body_s))
+        elif waited > (_LINGER_S if self.phase is Phase.END else bounds.idle_s) and not self._owes:
+            self.end()
+
+    def end(self) -> None:
+        """Close, once what was written has gone out."""
+        if not self.transport.is_closing():
+            self.transport.close()
+
+    def _is_stuck(self, now: float) -> bool:
+        """Whether nothing of an answer has been taken for longer than a body may take."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent == 0 or unsent != self._unsent:
+            self._unsent, self._unsent_since = unsent, now
+        return unsent > 0 and now - self._unsent_since > self._bounds.body_s
+
+    def _over_the_limit(self, size: int) -> tuple[int, str]:
+        limit = self._bounds.head_bytes
+        if len(self.url) > limit:
+            return 414, f"request: a target of {len(self.url)} bytes or more, the limit is {limit}"
+        return 431, f"headers: {size} bytes or more, the limit is {limit}"
+
+    def _refuse(self, status: int, message: str, retry_after_s: float = 0.0) -> None:
+        """Tell the client and close, after the answers that it still has to get."""
+        reading, self.phase, self.since = self.phase is Phase.BODY, Phase.END, self.loop.time()
+        if self._answering and not reading:
+            return
+        if self._answering:
+            # Whoever reads the body learns that no more of it will come, and why.
+            self.cycle.scope["state"][REFUSED] = status, message
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        else:
+            self._all.on_refused(status)
+        if self.transport.is_closing():
+            return
+        if self._answering or not reading:  # else it has been answered, and only its body goes on
+            self._write(status, message, retry_after_s)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Say that nothing more will be said. Closing now could destroy what is on its way, if the client is
+        still sending: that is read for a moment, and thrown away."""
+        self.since = self.loop.time()
+        if not self.transport.can_write_eof():
+            self.transport.close()
+        elif not self.transport.is_closing():
+            with contextlib.suppress(OSError):
+                self.transport.write_eof()
+            self.flow.resume_reading()
+
+    def _write(self, status: int, message: str, retry_after_s: float) -> None:
+        body = orjson.dumps({"error": message})
+        retry = b"retry-after: %d\r\n" % max(1, round(retry_after_s)) if retry_after_s else b""
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
+        self.transport.write(STATUS_LINE[status] + head + retry + b"\r\n" + body)
+
+
+def _too_slow(what: str, limit_s: float) -> tuple[int, str]:
+    error = TooSlow(f"{what}: not complete after {limit_s:g} s, that is the limit")
+    return http_status(error), str(error)
