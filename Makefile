@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 CODE := protos inference_core edge_node cloud_service toolchain examples benchmarks deploy tests
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-benchmarks bench-toolchain bench-joint bench-serving lint format protos lock clean
+.PHONY: help demo test test-benchmarks faults torture bench-toolchain bench-joint bench-serving lint format protos lock clean
 .DEFAULT_GOAL := help
 
 help:  ## say what can be made
@@ -23,10 +23,17 @@ demo: $(READY)  ## run edge and cloud, play images, stop the cloud in the middle
 	$(BIN)/tandem demo
 
 test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest --ignore=tests/benchmarks
+	$(BIN)/python -m pytest --ignore=tests/benchmarks --ignore=tests/faults
 
 test-benchmarks: $(READY)  ## run the tests of what measures
 	$(BIN)/python -m pytest tests/benchmarks
+
+faults: $(READY)  ## inject every fault a few times, with and without the protection, and print one table
+	$(BIN)/python -m pytest tests/faults --timeout=400 --size=ci $(PYTEST)
+
+torture: $(READY)  ## the same with large counts, for hours; in parts with PYTEST="-k kill", into build/faults.md
+	mkdir -p build
+	$(BIN)/python -m pytest tests/faults --timeout=0 --size=torture --faults-table=build/faults.md $(PYTEST)
 
 bench-toolchain: $(READY)  ## measure what the toolchain makes; TANDEM_CIFAR10 names the folder with test.zip
 	$(BIN)/python -m benchmarks.toolchain --out docs/figures-toolchain.md
@@ -48,6 +55,7 @@ format: $(READY)  ## bring the code into shape
 
 protos: $(READY)  ## make the committed stubs from the .proto files
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. protos/open_inference.proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. protos/fleet.proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. protos/model_file.proto
 
 # With hashes, for every platform, and without the address of any package index.

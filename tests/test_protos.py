@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# Which files each `.proto` is made into; `make protos` runs the same two commands.
+# Which files each `.proto` is made into; `make protos` runs the same commands.
 STUBS = {
     "open_inference": ("--python_out", "--pyi_out", "--grpc_python_out"),
+    "fleet": ("--python_out", "--pyi_out", "--grpc_python_out"),
     "model_file": ("--python_out", "--pyi_out"),
 }
 
