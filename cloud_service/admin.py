@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import math
 import socket
+import ssl
 from collections.abc import Iterator, Sequence
 
 import uvicorn
@@ -10,9 +12,12 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
 
 from cloud_service.models import Models
 from cloud_service.open_inference import ERROR_HANDLERS
+from cloud_service.settings import Settings
+from inference_core.http_connection import Bounds, Connections
 
 
 def create_admin(models: Models, protocol: Sequence[BaseRoute] = ()) -> Starlette:
@@ -29,7 +34,7 @@ def create_admin(models: Models, protocol: Sequence[BaseRoute] = ()) -> Starlett
             {"models": [{"name": m.name, "version": m.version, "digest": m.digest} for m in models.all()]}
         )
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/healthz", healthz),
             Route("/readyz", readyz),
@@ -37,6 +42,19 @@ def create_admin(models: Models, protocol: Sequence[BaseRoute] = ()) -> Starlett
             *protocol,
         ],
         exception_handlers=ERROR_HANDLERS,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def bounds(settings: Settings) -> Bounds:
+    """What strangers may do on this port, by the settings."""
+    return Bounds(
+        connections=settings.max_connections,
+        head_bytes=settings.max_header_bytes,
+        head_s=settings.head_timeout_ms / 1000,
+        body_s=settings.body_timeout_ms / 1000,
+        idle_s=settings.idle_timeout_ms / 1000,
     )
 
 
@@ -50,27 +68,45 @@ class _Uvicorn(uvicorn.Server):
 class HttpServer:
     """The listening HTTP server; `port` is known as soon as it exists."""
 
-    def __init__(self, app: Starlette, host: str, port: int, grace_s: float) -> None:
-        """Bind `host:port`, where port 0 picks a free one. Raises `OSError` for a taken port."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        host: str,
+        port: int,
+        grace_s: float,
+        connections: Connections | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Bind `host:port`, where port 0 picks a free one; HTTPS with `tls`. Raises `OSError` for a taken
+        port."""
+        self._connections = connections or Connections(Bounds())
         self._socket = socket.create_server((host, port))
         self.port = int(self._socket.getsockname()[1])
         config = uvicorn.Config(
             app,
+            http=self._connections.connect,  # type: ignore[arg-type]
+            timeout_keep_alive=math.ceil(self._connections.bounds.idle_s),
             lifespan="off",
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=max(1, round(grace_s)),
         )
+        config.load()
+        config.ssl = tls
         self._server = _Uvicorn(config)
         self._task: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Answer requests from now on."""
         self._task = asyncio.create_task(self._server.serve([self._socket]), name="http")
+        self._watch = asyncio.create_task(self._connections.watch(), name="connections")
 
     async def stop(self) -> None:
         """Finish the requests in flight, within the grace given, and close."""
         self._server.should_exit = True
         if self._task is not None:
             await self._task
+        if self._watch is not None:
+            self._watch.cancel()
         self._socket.close()

@@ -4,46 +4,28 @@ While a run is under way, calls gather; the next run takes as many of them as pa
 samples have cost, and as none of them is late for. So an idle model answers at once and a busy one batches
 by itself; `window_s` makes even an idle one wait for company. A short run of an idle model takes place on the
 event loop: the way to a thread and back would cost more than it gives.
+
+Who goes first, and whose calls give way when there is no more room, is the `Line`'s to say: by priority, and
+fair between callers.
 """
 
 import asyncio
 import contextlib
 import math
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 
 import numpy as np
 
+from cloud_service.admission import Admission
+from cloud_service.waiter import Batched, Waiter
 from inference_core.batch_cost import BatchCost
+from inference_core.concurrency import Limit
 from inference_core.engine import Engine
-from inference_core.errors import DeadlineExceeded, InvalidInput, ModelError, NotReady, Overloaded
+from inference_core.errors import InvalidInput, ModelError, NotReady
+from inference_core.line import Line
+from inference_core.priority import Priority
 from inference_core.tensors import Tensors
-
-_BELIEVED_S = 1.0  # how long the cost of the last run speaks for the next
-
-
-@dataclass(frozen=True)
-class Batched:
-    """One caller's own rows, and the seconds it waited and its batch ran."""
-
-    outputs: Tensors
-    queue_s: float
-    infer_s: float
-
-
-@dataclass(eq=False)
-class _Waiter:
-    inputs: Tensors
-    rows: int
-    deadline: float
-    enqueued: float
-    future: asyncio.Future[Batched]
-    kind: tuple[object, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.kind = tuple((name, a.dtype.str, a.shape[1:]) for name, a in sorted(self.inputs.items()))
 
 
 class Batcher:
@@ -61,61 +43,91 @@ class Batcher:
         on_run: Callable[[int], object],
         on_ran: Callable[[int, float], object] | None = None,
         inline_s: float = 0.0,
+        limit: Limit | None = None,
+        on_shed: Callable[[Priority, str], object] = lambda _, __: None,
     ) -> None:
         """`max_batch_size` and `max_queue` count samples; `clock` is monotonic, in seconds;
         `on_run` is told the samples of each run when it begins, `on_ran` also its seconds when it has ended
-        well. A run that is expected to take less than `inline_s` seconds may take place on the event loop."""
+        well. A run that is expected to take less than `inline_s` seconds may take place on the event loop.
+        `limit` and `on_shed` are the `Admission`'s."""
         self._engine = engine
         self._executor = executor
         self._max_batch_size = max_batch_size
         self._window_s = window_s
-        self._max_queue = max_queue
         self._clock = clock
         self._on_run = on_run
         self._on_ran = on_ran
         self._inline_s = inline_s
         self.cost = BatchCost(clock)
         self._running = False
-        self._queue: deque[_Waiter] = deque()
+        self._line: Line[Waiter] = Line()
+        self.admission = Admission(
+            self._line,
+            self.cost,
+            max_queue=max_queue,
+            max_batch_size=max_batch_size,
+            clock=clock,
+            limit=limit,
+            on_shed=on_shed,
+        )
         self._changed = asyncio.Event()
         self._closing = False
+        self._retired = False
         self._worker: asyncio.Task[None] | None = None
 
     @property
     def depth(self) -> int:
         """Samples that wait."""
-        return sum(waiter.rows for waiter in self._queue)
+        return int(self._line.work)
 
-    async def submit(self, inputs: Tensors, deadline: float) -> Batched:
+    def admit(
+        self, inputs: Tensors, deadline: float, *, priority: Priority = Priority.NORMAL, caller: str = ""
+    ) -> None:
+        """Raise what `submit` would for want of room or time, before `inputs` are decoded: `Overloaded`,
+        `DeadlineExceeded` or `NotReady`. It reserves nothing."""
+        if self._closing:
+            raise NotReady("the service is stopping")
+        rows = max((array.shape[0] for array in inputs.values() if array.ndim), default=1)
+        self.admission.let_in(max(rows, 1), deadline, priority, caller)
+
+    async def submit(
+        self, inputs: Tensors, deadline: float, *, priority: Priority = Priority.NORMAL, caller: str = ""
+    ) -> Batched:
         """Run `inputs`, whose arrays share a first axis of samples, in some batch.
 
-        `deadline` is a time on the clock: a call still waiting then is not run. Raises `InvalidInput`
-        for inputs that fit no run, `Overloaded` when the queue is full, `NotReady` when
-        closing, `DeadlineExceeded`, and `ModelError` when its run fails. Cancelling it disturbs no one.
+        `deadline` is a time on the clock: a call still waiting then is not run. `caller` is who shares the
+        machine fairly with the others of its priority. Raises `InvalidInput` for inputs that fit no run,
+        `Overloaded` when there is no room, or when those before it make it late, `NotReady` when closing,
+        `DeadlineExceeded`, and `ModelError` when its run fails. Cancelling it disturbs no one.
         """
         rows = self._rows(inputs)
         if self._closing:
             raise NotReady("the service is stopping")
-        if self._queue and self.depth + rows > self._max_queue:
-            raise Overloaded(f"{self.depth} samples are waiting, the limit is {self._max_queue}")
+        displaced = self.admission.let_in(rows, deadline, priority, caller)
         now = self._clock()
-        if self._hopeless(rows, deadline, now):
-            raise DeadlineExceeded("too little time is left for a run")
         if self._may_run_inline(rows):
             self._on_run(rows)
             outputs = self._engine.compute(inputs)
             return Batched(outputs, 0.0, self._ran(rows, outputs, now))
+        for other in displaced:
+            self.admission.refuse(other, f"{rows} samples were let in instead", "displaced")
+        self._leave(displaced)
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(inputs, rows, deadline, now, loop.create_future())
-        self._queue.append(waiter)
-        if self._worker is None:
+        waiter = Waiter(inputs, rows, deadline, now, loop.create_future(), priority, caller)
+        self._line.add(waiter)
+        if self._worker is None or self._worker.done():
             self._worker = loop.create_task(self._work(), name=f"batcher {self._engine.name}")
         self._changed.set()
         try:
             return await waiter.future
         finally:
-            if waiter in self._queue:  # cancelled before it was taken
-                self._queue.remove(waiter)
+            if waiter.waits:  # cancelled before it was taken
+                self._leave([waiter])
+
+    def retire(self) -> None:
+        """Another version is served from now on: answer who has taken this one, and keep nothing running."""
+        self._retired = True
+        self._changed.set()
 
     async def close(self) -> None:
         """Refuse new calls, answer those that wait, and return when the last run has ended."""
@@ -124,16 +136,14 @@ class Batcher:
         if self._worker is not None:
             await self._worker
 
-    def _hopeless(self, rows: int, deadline: float, now: float) -> bool:
-        """Whether not even a run of its own would end in time. What has not been seen for a while is not
-        believed: else one stall could refuse everyone for good."""
-        if deadline <= now:
-            return True
-        seconds, age_s = self.cost.seconds(rows), self.cost.age_s
-        return seconds is not None and age_s is not None and age_s < _BELIEVED_S and now + seconds > deadline
+    def _leave(self, waiters: list[Waiter]) -> None:
+        for waiter in waiters:
+            waiter.waits = False
+        if waiters:
+            self._line.leave(waiters)
 
     def _may_run_inline(self, rows: int) -> bool:
-        if self._queue or self._running or self._window_s or not self._inline_s:
+        if self._line or self._running or self._window_s or not self._inline_s:
             return False
         seconds = self.cost.seconds(rows)
         return seconds is not None and seconds < self._inline_s
@@ -149,8 +159,8 @@ class Batcher:
         return rows
 
     async def _work(self) -> None:
-        while self._queue or not self._closing:
-            if not self._queue:
+        while self._line or not (self._closing or self._retired):
+            if not self._line:
                 self._changed.clear()
                 await self._changed.wait()
             elif not await self._company_comes():
@@ -160,10 +170,10 @@ class Batcher:
 
     async def _company_comes(self) -> bool:
         """Wait for another call, as long as the window of the oldest one allows; False when it is time."""
-        oldest = self._queue[0]
-        left = oldest.enqueued + self._window_s - self._clock()
-        alike = sum(waiter.rows for waiter in self._queue if waiter.kind == oldest.kind)
-        if left <= 0 or alike >= self._max_batch_size or self._closing:
+        if not self._window_s or self._closing:
+            return False
+        left = min(waiter.enqueued for waiter in self._line) + self._window_s - self._clock()
+        if left <= 0 or self._alike() >= self._max_batch_size:
             return False
         self._changed.clear()
         with contextlib.suppress(TimeoutError):
@@ -171,20 +181,21 @@ class Batcher:
                 await self._changed.wait()
         return True
 
-    def _take(self) -> list[_Waiter]:
-        """The oldest call and those after it that fit into one run with it, taken off the queue.
+    def _take(self) -> list[Waiter]:
+        """The next call and those after it that fit into one run with it, taken off the line.
 
         A call joins when that pays, and when neither it nor those before it would be late for that.
         """
-        batch: list[_Waiter] = []
-        left: deque[_Waiter] = deque()
+        batch: list[Waiter] = []
+        gone: list[Waiter] = []
         now, room, rows, first_deadline = self._clock(), self._room(), 0, math.inf
-        for waiter in self._queue:
-            if waiter.future.done():
-                continue
+        for waiter in self._line:
             earliest = min(first_deadline, waiter.deadline)
-            if self._hopeless(waiter.rows, waiter.deadline, now):
-                waiter.future.set_exception(DeadlineExceeded("too little time is left for a run"))
+            if waiter.future.done():
+                gone.append(waiter)
+            elif self.admission.is_hopeless(waiter.rows, waiter.deadline, now):
+                self.admission.expire(waiter, now)
+                gone.append(waiter)
             elif not batch or (
                 waiter.kind == batch[0].kind
                 and rows + waiter.rows <= room
@@ -193,40 +204,55 @@ class Batcher:
                 batch.append(waiter)
                 rows += waiter.rows
                 first_deadline = earliest
-            else:
-                left.append(waiter)
-        self._queue = left
+        self._leave(gone)
+        if batch:
+            for waiter in batch:
+                waiter.waits = False
+            self._line.take(batch)
         return batch
 
     def _room(self) -> int:
         """How many samples the next run may take: until the cost of a batch is known, as many as wait."""
-        if not self.cost.told:
-            return self._max_batch_size
-        alike = sum(waiter.rows for waiter in self._queue if waiter.kind == self._queue[0].kind)
-        return self.cost.best(alike, self._max_batch_size)
+        return self.cost.best(self._alike(), self._max_batch_size) if self.cost.told else self._max_batch_size
 
-    async def _run(self, batch: list[_Waiter]) -> None:
+    def _alike(self) -> int:
+        """The samples that could share a run with the next call, and it itself."""
+        kind = next(iter(self._line)).kind
+        return sum(waiter.rows for waiter in self._line if waiter.kind == kind)
+
+    async def _run(self, batch: list[Waiter]) -> None:
         started = self._clock()
         rows = sum(waiter.rows for waiter in batch)
         self._on_run(rows)
         loop = asyncio.get_running_loop()
         self._running = True
+        self.admission.began(rows, started)
         try:
             outputs = await loop.run_in_executor(self._executor, self._engine.compute, _join(batch))
             infer_s = self._ran(rows, outputs, started)
         except Exception as error:  # noqa: BLE001 - whatever it is, its callers get it
+            if isinstance(error, InvalidInput) and len(batch) > 1:
+                await self._run_apart(batch)
+                return
             for waiter in batch:
                 if not waiter.future.done():
                     waiter.future.set_exception(error)
             return
         finally:
             self._running = False
+            self.admission.ended()
         at = 0
         for waiter in batch:
             own = {name: array[at : at + waiter.rows] for name, array in outputs.items()}
             at += waiter.rows
             if not waiter.future.done():
                 waiter.future.set_result(Batched(own, started - waiter.enqueued, infer_s))
+                self.admission.answered(waiter, infer_s)
+
+    async def _run_apart(self, batch: list[Waiter]) -> None:
+        """A run of its own for each: the values of one are to blame, and the others shall not pay for it."""
+        for waiter in batch:
+            await self._run([waiter])
 
     def _ran(self, rows: int, outputs: Tensors, started: float) -> float:
         """Note a run that began at `started` and has just ended; its seconds. Raises `ModelError` when not as
@@ -241,7 +267,7 @@ class Batcher:
         return seconds
 
 
-def _join(batch: list[_Waiter]) -> Tensors:
+def _join(batch: list[Waiter]) -> Tensors:
     if len(batch) == 1:
         return batch[0].inputs
     return {name: np.concatenate([waiter.inputs[name] for waiter in batch]) for name in batch[0].inputs}

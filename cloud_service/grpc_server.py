@@ -1,13 +1,20 @@
 """The gRPC server: what it listens with, its health, and how it ends."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from cloud_service.fleet import SERVICE as FLEET
+from cloud_service.fleet import Fleet
 from cloud_service.servicer import SERVICE, Servicer
 from cloud_service.settings import Settings
+from inference_core.calls import Guard, Methods, options
+from inference_core.grpc_server import create_server
+from inference_core.tls import ServerTls
 from inference_core.unserved import refuse_calls
+from protos import fleet_pb2_grpc as fleet_grpc
 from protos import open_inference_pb2_grpc as oip_grpc
 
 _MESSAGE_OVERHEAD = 64 << 10  # names, shapes and parameters around the tensors
@@ -16,39 +23,66 @@ _MESSAGE_OVERHEAD = 64 << 10  # names, shapes and parameters around the tensors
 class GrpcServer:
     """The listening gRPC server with its health service; `port` is set by `start`."""
 
-    def __init__(self, servicer: Servicer, settings: Settings) -> None:
+    def __init__(
+        self,
+        servicer: Servicer,
+        settings: Settings,
+        *,
+        tls: ServerTls | None = None,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        fleet: Fleet | None = None,
+    ) -> None:
         self._servicer = servicer
-        self._server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", settings.max_message_bytes + _MESSAGE_OVERHEAD),
-                ("grpc.max_send_message_length", settings.max_message_bytes + _MESSAGE_OVERHEAD),
-                # An edge pings an idle connection every 20 s; the default would scold it for that.
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-                # Edges look the name up again when a connection ends: so they find new replicas.
-                ("grpc.max_connection_age_ms", 30_000),
-                ("grpc.max_connection_age_grace_ms", 10_000),
-                ("grpc.so_reuseport", 0),
-            ]
-        )
-        oip_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
+        self._settings = settings
+        self._interceptors = interceptors
+        self._fleet = fleet
+        self._health = health.aio.HealthServicer()
+        self._tls = tls
+        self._server = self._build()
+        self.port = 0
+
+    async def start(self) -> None:
+        """Listen; not yet serving by the health protocol. Raises `RuntimeError` for a taken port."""
+        address = f"{self._settings.host}:{self._settings.grpc_port}"
+        if self._tls is None:
+            self.port = self._server.add_insecure_port(address)
+        else:
+            self.port = self._server.add_secure_port(address, self._tls.grpc_credentials())
+        await self.set_serving(False)
+        await self._server.start()
+
+    def _build(self) -> grpc.aio.Server:
+        settings, servicer = self._settings, self._servicer
+        bounds = [
+            *options(
+                message_bytes=settings.max_message_bytes + _MESSAGE_OVERHEAD,
+                metadata_bytes=settings.max_header_bytes,
+                connections=settings.max_connections,
+                calls=settings.max_calls,
+                handshake_s=settings.head_timeout_ms / 1000,
+            ),
+            # Edges look the name up again when a connection ends: so they find new replicas.
+            ("grpc.max_connection_age_ms", 30_000),
+            ("grpc.max_connection_age_grace_ms", 10_000),
+        ]
+        server = create_server(self._interceptors, bounds, settings.max_calls)
+        methods, health_methods = Methods(), Methods()
+        oip_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, methods)  # type: ignore[no-untyped-call]
         # As bytes: the size of a message is that of its bytes, and parsing is ours to time.
         raw: dict[str, Any] = {
             "ModelInfer": grpc.unary_unary_rpc_method_handler(servicer.ModelInfer),
             "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(servicer.ModelStreamInfer),
         }
-        self._server.add_registered_method_handlers(SERVICE, raw)
-        refuse_calls(self._server, SERVICE)
-        self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._address = f"{settings.host}:{settings.grpc_port}"
-        self.port = 0
-
-    async def start(self) -> None:
-        """Listen; not yet serving by the health protocol. Raises `RuntimeError` for a taken port."""
-        self.port = self._server.add_insecure_port(self._address)
-        await self.set_serving(False)
-        await self._server.start()
+        guard = Guard(servicer.intake, settings.body_timeout_ms / 1000, servicer.turned_away)
+        guard.serve(server, SERVICE, methods.handlers | raw)
+        if self._fleet is not None:
+            fleet_methods = Methods()
+            fleet_grpc.add_FleetServicer_to_server(self._fleet, fleet_methods)  # type: ignore[no-untyped-call]
+            guard.serve(server, FLEET, fleet_methods.handlers)
+        refuse_calls(server, SERVICE)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, health_methods)  # type: ignore[arg-type]
+        guard.serve(server, health.SERVICE_NAME, health_methods.handlers)
+        return server
 
     async def set_serving(self, serving: bool) -> None:
         """Say by the health protocol whether calls are welcome."""

@@ -2,9 +2,13 @@
 
 from collections.abc import Callable
 from functools import cache, partial
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from cloud_service.admission import REASONS as SHED_REASONS
+from cloud_service.nodes import REASONS
+from inference_core.certificate import Credentials
+from inference_core.priority import Priority
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.08, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -37,7 +41,6 @@ class Metrics:
     """The counters, gauges and histograms of one process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
         self.series = cache(partial(Series, self))
         self.method = cache(partial(Method, self))
         self.requests = Counter(
@@ -64,6 +67,21 @@ class Metrics:
             "tandem_batch_size", "Samples in one model run.", ["model"], buckets=BATCHES, registry=registry
         )
         self.depth = Gauge("tandem_queue_depth", "Samples that wait for a run.", ["model"], registry=registry)
+        self.queue_limit = Gauge(
+            "tandem_queue_limit",
+            "Samples that may wait and run, by how late answers are.",
+            ["model"],
+            registry=registry,
+        )
+        self.shed = Counter(
+            "tandem_shed_requests",
+            "Requests turned away because there was too much to do, by why.",
+            ["priority", "reason"],
+            registry=registry,
+        )
+        for priority in Priority:
+            for why in SHED_REASONS:
+                self.shed.labels(priority, why)
         self.bytes = Counter(
             "tandem_cloud_bytes", "Bytes of infer messages.", ["model", "direction"], registry=registry
         )
@@ -76,6 +94,20 @@ class Metrics:
             ["model", "version", "precision", "digest"],
             registry=registry,
         )
+        self.expiry = Gauge(
+            "tandem_certificate_expiry_timestamp_seconds",
+            "When a certificate ends: the server's, and the first of its clients' authorities.",
+            ["which"],
+            registry=registry,
+        )
+        self.refused_nodes = Counter(
+            "tandem_refused_nodes",
+            "Calls refused to the holder of a certificate.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in REASONS:
+            self.refused_nodes.labels(reason)
         method = ["grpc_type", "grpc_service", "grpc_method"]
         self.grpc_started = Counter("grpc_server_started", "gRPC calls started.", method, registry=registry)
         self.grpc_handled = Counter(
@@ -109,10 +141,27 @@ class Metrics:
         for direction in ("received", "sent"):
             self.bytes.labels(name, direction)
 
-    def serve(self, host: str, port: int) -> tuple[WSGIServer, int]:
-        """Serve `/metrics` from a thread; the server and its port. Raises `OSError` for a taken port."""
-        try:
-            server, _ = start_http_server(port, host, registry=self._registry)
-        except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}: {host}:{port}") from error
-        return server, int(server.server_port)
+    def turned_away(self, status: int) -> None:
+        """Count a request that was refused, with an HTTP status, before anyone knew what it asks for."""
+        outcome = "resource_exhausted" if status == 503 else "invalid_argument"
+        self.series("unknown").outcome(outcome).inc()
+
+    def remove_model(self, name: str, version: str, precision: str, digest: str, *, gone: bool) -> None:
+        """Show a model no more in that version; `gone` where there is no other."""
+        self.model_info.remove(name, version, precision, digest[:12])
+        if gone:
+            self.depth.remove(name)
+
+    def show_limit(self, name: str, limit: Callable[[], int]) -> None:
+        """Show how many samples of a model may wait and run."""
+        self.queue_limit.labels(name).set_function(limit)
+
+    def declined(self, priority: Priority, reason: str) -> None:
+        """Count a request for which there was no room, or no time."""
+        self.shed.labels(priority, reason).inc()
+
+    def certified(self, credentials: Credentials) -> None:
+        """Show when the certificates that are in use end."""
+        for which, validity in (("server", credentials.own), ("client_authority", credentials.others)):
+            if validity is not None:
+                self.expiry.labels(which).set(validity.ends)

@@ -9,16 +9,18 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from cloud_service.batcher import Batcher
 from cloud_service.decoding import IMAGE, Decoder, Images, Packed
 from cloud_service.metrics import Metrics
 from cloud_service.settings import Settings
-from inference_core.bundle import Bundle, File, load_bundle
+from inference_core.bundle import Bundle, File, Manifest, load_bundle
+from inference_core.concurrency import Limit
 from inference_core.engine import Engine, TensorSpec
 from inference_core.errors import BundleError, ModelNotFound, NotReady, VersionMismatch
+from inference_core.qualification import Qualification
 from inference_core.statistics import Statistics
+from inference_core.watchdog import Watchdog
 
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 _log = logging.getLogger(__name__)
@@ -26,7 +28,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Served:
-    """One model as callers see it. `decoder` is None for models on tensors; `labels` name its classes."""
+    """One model as callers see it. `decoder` is None for models on tensors; `labels` name its classes.
+
+    `precision` is empty where the runs are those of another model.
+    """
 
     name: str
     version: str
@@ -36,6 +41,15 @@ class Served:
     decoder: Decoder | None = None
     labels: tuple[str, ...] = ()
     statistics: Statistics = field(default_factory=Statistics)
+    precision: str = ""
+
+    def limit(self) -> int:
+        """Samples that may wait and run now."""
+        return self.batcher.admission.limit
+
+    def depth(self) -> int:
+        """Samples that wait for a run."""
+        return self.batcher.depth
 
     def answered(
         self, rows: int, total_s: float, queue_s: float, input_s: float, infer_s: float, output_s: float
@@ -87,11 +101,7 @@ class Models:
 
     def load(self, served: Sequence[Served]) -> None:
         """Serve exactly these, from now on. Raises `BundleError` when two share a name."""
-        by_name = {item.name: item for item in served}
-        if len(by_name) != len(served):
-            names = [item.name for item in served]
-            raise BundleError(f"two bundles give a model {next(n for n in names if names.count(n) > 1)!r}")
-        self._served = by_name
+        self._served = check_names(served)
         self.ready = True
 
     async def close(self) -> None:
@@ -101,26 +111,65 @@ class Models:
 
 
 def load_models(
-    settings: Settings, metrics: Metrics, executor: Executor, clock: Callable[[], float]
+    settings: Settings,
+    metrics: Metrics,
+    executor: Executor,
+    clock: Callable[[], float],
+    *,
+    qualification: Qualification | None = None,
+    watchdog: Watchdog | None = None,
+    loaded: Sequence[Served] = (),
 ) -> list[Served]:
-    """All models of all bundles in the settings, warmed up and true to their golden outputs.
+    """All models of all bundles in the settings, qualified, warmed up and true to their golden outputs.
 
+    `watchdog` watches their runs. Of those `loaded` already, the ones whose bundle is still the same stay.
     Raises `BundleError`, which names the folder, the file and the rule that it breaks.
     """
-    served = []
-    for folder in settings.bundles:
-        served += _load_bundle(folder, settings, metrics, executor, clock)
+    known: dict[str, list[Served]] = {}
+    for one in loaded:
+        known.setdefault(one.digest, []).append(one)
+    bundles = [load_bundle(folder) for folder in settings.bundles]
+    if qualification is not None:
+        new = [bundle for bundle in bundles if bundle.digest not in known]
+        qualification.check([(bundle, _files(bundle.manifest)) for bundle in new])
+    served: list[Served] = []
+    for bundle in bundles:
+        served += known.get(bundle.digest) or _load_bundle(
+            bundle, settings, metrics, executor, clock, watchdog
+        )
+    for one in check_names(served).values():
+        if one.precision and one.digest not in known:
+            metrics.add_model(one.name, one.version, one.precision, one.digest, one.depth)
+            metrics.show_limit(one.name, one.limit)
     return served
 
 
+def check_names(served: Sequence[Served]) -> dict[str, Served]:
+    """These models by name. Raises `BundleError` when two share one."""
+    by_name = {item.name: item for item in served}
+    if len(by_name) != len(served):
+        names = [item.name for item in served]
+        raise BundleError(f"two bundles give a model {next(n for n in names if names.count(n) > 1)!r}")
+    return by_name
+
+
+def _files(manifest: Manifest) -> list[File]:
+    """What the cloud runs of a bundle."""
+    return [manifest.full, *(cut.tail for cut in manifest.cuts)]
+
+
 def _load_bundle(
-    folder: Path, settings: Settings, metrics: Metrics, executor: Executor, clock: Callable[[], float]
+    bundle: Bundle,
+    settings: Settings,
+    metrics: Metrics,
+    executor: Executor,
+    clock: Callable[[], float],
+    watchdog: Watchdog | None,
 ) -> list[Served]:
-    bundle = load_bundle(folder)
     manifest = bundle.manifest
 
     def serve(name: str, file: File, precision: str) -> Served:
-        engine = bundle.engine(file, threads=settings.threads, providers=PROVIDERS)
+        engine = bundle.engine(file, threads=settings.threads, providers=PROVIDERS, watchdog=watchdog)
         slowest = engine.warm_up(bundle.sample(file))
         statistics = Statistics()
         batcher = Batcher(
@@ -133,13 +182,14 @@ def _load_bundle(
             on_run=metrics.batch_observer(name),
             on_ran=statistics.executed,
             inline_s=settings.inline_ms / 1000,
+            limit=_limit(settings),
+            on_shed=metrics.declined,
         )
         batcher.cost.observe(1, slowest)
-        metrics.add_model(name, manifest.version, precision, bundle.digest, lambda: batcher.depth)
-        _log.info("serving %s from %s/%s, one run %.2f ms", name, folder, file.file, slowest * 1000)
+        _log.info("serving %s from %s/%s, one run %.2f ms", name, bundle.folder, file.file, slowest * 1000)
         return Served(
             name, manifest.version, bundle.digest, engine, batcher,
-            labels=manifest.labels, statistics=statistics,
+            labels=manifest.labels, statistics=statistics, precision=precision,
         )  # fmt: skip
 
     full = serve(manifest.model, manifest.full, manifest.full.precision)
@@ -152,6 +202,13 @@ def _load_bundle(
         for cut, tail in zip(manifest.cuts, tails, strict=True)
     ]  # fmt: skip
     return [full, *_image_model(full, bundle, settings), *tails, *packed]
+
+
+def _limit(settings: Settings) -> Limit | None:
+    """The limit that the settings ask for: it leaves a run and one more enough to do. None for none."""
+    if not settings.adaptive_limit:
+        return None
+    return Limit(2 * settings.max_batch_size, settings.max_queue + 2 * settings.max_batch_size)
 
 
 def _image_model(full: Served, bundle: Bundle, settings: Settings) -> list[Served]:

@@ -17,9 +17,11 @@ from starlette.routing import BaseRoute, Route
 from cloud_service.deadline import time_left
 from cloud_service.metrics import Metrics
 from cloud_service.models import Models, Served
+from inference_core.body import Intake, read_question, single
 from inference_core.catalogue import Catalogue, only_ready
 from inference_core.classification import check_outputs, select
-from inference_core.errors import InvalidInput, Overloaded, TandemError, TooLarge, grpc_status, http_status
+from inference_core.errors import Overloaded, TandemError, grpc_status, http_status, shortened
+from inference_core.priority import asked_priority
 from inference_core.rest import HEADER_LENGTH, InferRequest, deflate, inflate, parse, render
 from inference_core.tensors import Parameter
 from inference_core.unserved import PATHS
@@ -33,14 +35,14 @@ class OpenInference:
     """The protocol's routes, answered from `Models` and its `Catalogue`."""
 
     def __init__(
-        self, models: Models, catalogue: Catalogue, metrics: Metrics, decoders: Executor, max_body_bytes: int
+        self, models: Models, catalogue: Catalogue, metrics: Metrics, decoders: Executor, intake: Intake
     ) -> None:
-        """`max_body_bytes` bounds the body of a request, as it is sent and without its compression."""
+        """`intake` bounds the bodies of requests, as they are sent and without their compression."""
         self._models = models
         self._catalogue = catalogue
         self._metrics = metrics
         self._decoders = decoders
-        self._max_body_bytes = max_body_bytes
+        self._intake = intake
 
     def routes(self) -> list[BaseRoute]:
         """Everything below `/v2`."""
@@ -83,33 +85,37 @@ class OpenInference:
         return _json(self._catalogue.statistics(*_named(request)))
 
     async def _index(self, request: Request) -> Response:
-        return _json(self._catalogue.index(only_ready(await self._body(request))))
+        return _json(self._catalogue.index(only_ready(await read_question(request.stream()))))
 
     async def _infer(self, request: Request) -> Response:
         arrived = time.monotonic()
         with _Count(self._metrics, arrived) as count:
             served = count.served = self._models.get(*_named(request))
-            raw = await self._body(request)
-            if not raw:
-                raise InvalidInput("body: is empty")
-            self._metrics.series(served.name).received.inc(len(raw))
-            encoding = request.headers.get("content-encoding", "")
-            body = inflate(raw, encoding, self._max_body_bytes)
-            asked = parse(body, request.headers.get(HEADER_LENGTH))
-            return await self._run(served, asked, arrived, request.headers.get("accept-encoding", ""))
+            headers = single(request.scope["headers"])
+            async with self._intake.read(headers, request.receive) as raw:
+                self._metrics.series(served.name).received.inc(len(raw))
+                body = inflate(raw, request.headers.get("content-encoding", ""), self._intake.max_body_bytes)
+                with self._intake.holding(len(body) if body is not raw else 0):
+                    asked = parse(body, request.headers.get(HEADER_LENGTH))
+                    accepted = request.headers.get("accept-encoding", "")
+                    caller = request.client.host if request.client else ""
+                    return await self._run(served, asked, arrived, accepted, caller)
 
-    async def _run(self, served: Served, asked: InferRequest, arrived: float, accept: str) -> Response:
+    async def _run(
+        self, served: Served, asked: InferRequest, arrived: float, accept: str, caller: str
+    ) -> Response:
         """The answer of one model to one request, which is counted when it is there."""
         check_outputs(asked.wanted, [spec.name for spec in served.engine.outputs])
         deadline = arrived + time_left(asked.parameters, _FOREVER_S)
-        inputs, seconds = asked.inputs, {}
+        inputs, seconds, priority = asked.inputs, {}, asked_priority(asked.parameters)
         if served.decoder is not None:
+            served.batcher.admit(inputs, deadline, priority=priority, caller=caller)
             started = time.monotonic()
             loop = asyncio.get_running_loop()
             inputs = await loop.run_in_executor(self._decoders, served.decoder.decode, inputs)
             seconds["decode"] = time.monotonic() - started
         handed = time.monotonic()
-        batched = await served.batcher.submit(inputs, deadline)
+        batched = await served.batcher.submit(inputs, deadline, priority=priority, caller=caller)
         back = time.monotonic()
         seconds |= {"queue": batched.queue_s, "infer": batched.infer_s}
         series = self._metrics.series(served.name)
@@ -127,18 +133,6 @@ class OpenInference:
             rows, ended - arrived, batched.queue_s, handed - arrived, batched.infer_s, ended - back
         )
         return response
-
-    async def _body(self, request: Request) -> bytes:
-        """The whole body; `TooLarge` as soon as it is known to be over the limit."""
-        declared = request.headers.get("content-length", "")
-        if declared.isascii() and declared.isdigit() and int(declared[:18]) > self._max_body_bytes:
-            raise TooLarge(f"body: {declared[:18]} bytes, the limit is {self._max_body_bytes}")
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > self._max_body_bytes:
-                raise TooLarge(f"body: over the limit of {self._max_body_bytes} bytes")
-        return bytes(body)
 
 
 class _Count:
@@ -175,18 +169,18 @@ async def _tandem_error(request: Request, error: Exception) -> Response:
         raise error
     status = http_status(error)
     if status == 500:
-        _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        _log.error("%s %s failed: %s", request.method, request.url.path, error)
         return _json({"error": "the model failed; the service's log has the details"}, status)
     headers = (
         {"Retry-After": str(max(1, round(error.retry_after_s)))} if isinstance(error, Overloaded) else None
     )
-    return _json({"error": str(error)}, status, headers)
+    return _json({"error": shortened(str(error))}, status, headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    words = f"{request.method} {request.url.path}: {error.detail}"
+    words = shortened(f"{request.method} {request.url.path}: {error.detail}")
     return _json({"error": words}, error.status_code, dict(error.headers) if error.headers else None)
 
 

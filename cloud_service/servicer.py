@@ -8,20 +8,24 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
-from cloud_service.batcher import Batched
 from cloud_service.deadline import time_left
+from cloud_service.identity import caller_of
 from cloud_service.metrics import Metrics
 from cloud_service.models import Models, Served
-from cloud_service.stream import Stream, parse, wrapped
+from cloud_service.stream import REASON_KEY, TOO_LARGE, Stream, parse, wrapped
+from cloud_service.waiter import Batched
+from inference_core.body import Intake
 from inference_core.catalogue import Catalogue
 from inference_core.classification import check_outputs, class_count, select
-from inference_core.errors import TandemError, grpc_status
+from inference_core.errors import TandemError, TooLarge, grpc_status, shortened
+from inference_core.priority import Priority, asked_priority
 from inference_core.tensors import Parameter, from_request, get_outputs, get_parameters, to_response
 from protos import open_inference_pb2 as oip
 from protos import open_inference_pb2_grpc as oip_grpc
@@ -45,8 +49,11 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
         decoders: Executor,
         catalogue: Catalogue,
         max_inflight: int = 256,
+        intake: Intake | None = None,
     ) -> None:
-        """`max_inflight` bounds the requests of one stream that are being answered."""
+        """`max_inflight` bounds the requests of one stream that are being answered, `intake` the bytes of all
+        requests; None for those of one service with its default settings."""
+        self.intake = intake or Intake(16 << 20, 256 << 20)
         self._max_inflight = max_inflight
         self._streams: set[Stream] = set()
         self._models = models
@@ -102,13 +109,15 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, data: bytes, context: _Context) -> bytes:
         encode = oip.ModelInferResponse.SerializeToString
-        work = self._infer(lambda: parse(data), len(data), encode, context.time_remaining())
+        caller, left_s = caller_of(context), context.time_remaining()
+        work = self._infer(lambda: parse(data), len(data), encode, caller, left_s)
         return await self._handle("ModelInfer", context, work)
 
     async def ModelStreamInfer(self, _: object, context: _Context) -> None:
         method = self._metrics.method(_BIDI, SERVICE, "ModelStreamInfer")
+        answer = partial(self._infer_streamed, caller_of(context))
         stream = Stream(
-            context, self._infer_streamed, self._refuse, self._status,
+            context, answer, self._refuse, self._status,
             limit=self._max_inflight, on_received=method.received.inc, on_sent=method.sent.inc,
         )  # fmt: skip
         self._streams.add(stream)
@@ -122,13 +131,19 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
         for stream in self._streams:
             stream.end()
 
-    async def _infer_streamed(self, request: oip.ModelInferRequest, size: int) -> bytes:
-        return await self._infer(lambda: request, size, wrapped)
+    async def _infer_streamed(self, caller: str, request: oip.ModelInferRequest, size: int) -> bytes:
+        with self.intake.holding(size):
+            return await self._infer(lambda: request, size, wrapped, caller)
+
+    def turned_away(self, status: str) -> None:
+        """Count a call that ended with `status` before it came to a method."""
+        self._metrics.series("unknown").outcome(status.lower()).inc()
 
     def _refuse(self, request: oip.ModelInferRequest, size: int) -> None:
         """Count a request that its stream has no room for."""
         try:
             served = self._models.get(request.model_name)
+            self._metrics.declined(asked_priority(get_parameters(request.parameters)), "full")
         except TandemError:
             served = None
         self._metrics.inflight.inc()
@@ -139,9 +154,10 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
         receive: Callable[[], oip.ModelInferRequest],
         size: int,
         encode: Callable[[oip.ModelInferResponse], bytes],
+        caller: str,
         left_s: float | None = None,
     ) -> bytes:
-        """Answer and count one request of `size` bytes. Its caller gives it `left_s` seconds, None for all
+        """Answer and count one request of `size` bytes. Its `caller` gives it `left_s` seconds, None for all
         the time there is; its parameters may give it less."""
         started = time.monotonic()
         outcome, served, answer = "failed", None, None
@@ -152,7 +168,8 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
             digest = str(parameters.get("tandem_bundle", ""))
             served = self._models.get(request.model_name, request.model_version, digest)
             deadline = started + time_left(parameters, _FOREVER_S if left_s is None else left_s)
-            answer = encode(await self._run(served, request, deadline, started))
+            priority = asked_priority(parameters)
+            answer = encode(await self._run(served, request, deadline, started, priority, caller))
             outcome = "ok"
         except TandemError as error:
             outcome = grpc_status(error).lower()
@@ -187,7 +204,13 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
             served.statistics.fail(seconds)
 
     async def _run(
-        self, served: Served, request: oip.ModelInferRequest, deadline: float, arrived: float
+        self,
+        served: Served,
+        request: oip.ModelInferRequest,
+        deadline: float,
+        arrived: float,
+        priority: Priority,
+        caller: str,
     ) -> oip.ModelInferResponse:
         inputs = from_request(request)
         wanted = {}
@@ -196,12 +219,13 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
             check_outputs(wanted, [spec.name for spec in served.engine.outputs])
         seconds = {}
         if served.decoder is not None:
+            served.batcher.admit(inputs, deadline, priority=priority, caller=caller)
             started = time.monotonic()
             loop = asyncio.get_running_loop()
             inputs = await loop.run_in_executor(self._decoders, served.decoder.decode, inputs)
             seconds["decode"] = time.monotonic() - started
         handed = time.monotonic()
-        batched = await served.batcher.submit(inputs, deadline)
+        batched = await served.batcher.submit(inputs, deadline, priority=priority, caller=caller)
         back = time.monotonic()
         seconds |= {"queue": batched.queue_s, "infer": batched.infer_s}
         answer: dict[str, Parameter] = {"tandem_bundle": served.digest}
@@ -237,7 +261,8 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
             raise
         except Exception as error:  # noqa: BLE001 - a bug must cost one call, not the service
             code, text = self._status(error)
-            await context.abort(code, text)
+            reason = ((REASON_KEY, TOO_LARGE),) if isinstance(error, TooLarge) else ()
+            await context.abort(code, text, reason)
         finally:
             method.handled(code.name).inc()
             method.seconds.observe(time.monotonic() - started)
@@ -249,8 +274,8 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
             return grpc.StatusCode.INTERNAL, "internal error; the service's log has the details"
         code = grpc.StatusCode[grpc_status(error)]
         if code is grpc.StatusCode.INTERNAL:
-            _log.error("a call failed", exc_info=error)
-        return code, str(error)
+            _log.error("a call failed: %s", error)
+        return code, shortened(str(error))
 
 
 async def _ready(value: _T) -> _T:

@@ -6,11 +6,12 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 PREFIX = "CLOUD_"
 Port = Annotated[int, Field(ge=0, le=65535)]
+File = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
 
 
 def _split(value: object) -> object:
@@ -28,7 +29,11 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     http_port: Port = Field(9000, description="port of the REST interface; 0 picks a free one")
     grpc_port: Port = Field(9001, description="port of the gRPC interface; 0 picks a free one")
-    metrics_port: Port = Field(9002, description="port of /metrics; 0 picks a free one")
+    metrics_port: Port = Field(9002, description="port of /metrics and /admin; 0 picks a free one")
+    metrics_host: str = Field("127.0.0.1", description="address of the port of /metrics and /admin")
+    admin_token: SecretStr = Field(
+        SecretStr(""), description="what /admin asks for, as Bearer; empty lets this machine only"
+    )
     threads: int = Field(0, ge=0, le=256, description="threads of one model run; 0 is one per core")
     max_batch_size: int = Field(16, ge=1, le=1024, description="samples in one model run, at most")
     batch_window_ms: float = Field(
@@ -40,15 +45,81 @@ class Settings(BaseSettings):
         le=100,
         description="model runs up to so many milliseconds may skip the run thread; 0 never",
     )
+    run_limit_ms: int = Field(
+        10_000, ge=100, le=3_600_000, description="milliseconds after which a model run is ended, at least"
+    )
+    qualify_s: float = Field(
+        60.0,
+        ge=0,
+        le=86_400,
+        description="seconds a bundle's first runs may take, in a process of their own; 0: none",
+    )
+    qualify_memory_mb: int = Field(
+        6144, ge=256, le=1 << 20, description="MiB of address space that those first runs may take"
+    )
     max_queue: int = Field(256, ge=1, le=100_000, description="samples waiting per model, at most")
+    adaptive_limit: bool = Field(
+        True, description="refuse at once what would be late; false lets in whatever CLOUD_MAX_QUEUE does"
+    )
     max_message_bytes: int = Field(
         16 << 20, ge=1024, le=1 << 30, description="bytes of the tensors of one request, at most"
+    )
+    max_held_bytes: int = Field(
+        256 << 20, ge=1024, le=1 << 40, description="bytes of all requests in memory, at most; then 503"
+    )
+    max_connections: int = Field(
+        1000, ge=1, le=100_000, description="connections of REST, and of gRPC, open at a time; then 503"
+    )
+    max_calls: int = Field(
+        1024,
+        ge=1,
+        le=100_000,
+        description="gRPC calls, streams among them, at a time; then RESOURCE_EXHAUSTED",
+    )
+    max_header_bytes: int = Field(
+        16 << 10, ge=1024, le=1 << 20, description="bytes of a request's line and headers, at most"
+    )
+    head_timeout_ms: int = Field(
+        10_000, ge=100, le=600_000, description="milliseconds until a request's headers must be complete"
+    )
+    body_timeout_ms: int = Field(
+        30_000,
+        ge=100,
+        le=3_600_000,
+        description="milliseconds to send a body, and to take an answer; then 408",
+    )
+    idle_timeout_ms: int = Field(
+        30_000, ge=100, le=3_600_000, description="milliseconds an idle connection is kept open"
     )
     max_pixels: int = Field(
         16_000_000, ge=1, le=89_000_000, description="pixels of one image, at most, judged before decoding"
     )
+    tls_cert: File = Field(None, description="PEM file of this service's certificate; empty for no TLS")
+    tls_key: File = Field(None, description="PEM file of that certificate's key, without a password")
+    tls_client_ca: File = Field(
+        None, description="PEM file of the authorities of the edge nodes: callers must show a certificate"
+    )
+    nodes: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="ids of the nodes that may call, comma separated; empty for all with a certificate"
+    )
+    revoked_nodes: File = Field(
+        None, description="file of ids of nodes that may not call, one a line; taken again when it changes"
+    )
+    insecure: bool = Field(
+        False, description="true serves whoever comes, beyond this machine and without certificates"
+    )
+    drain_ms: int = Field(
+        0, ge=0, le=600_000, description="milliseconds between saying not ready and refusing, at shutdown"
+    )
     shutdown_ms: int = Field(
         5000, ge=0, le=600_000, description="milliseconds that requests in flight get at shutdown"
+    )
+    samples: File = Field(
+        None,
+        description="file of the samples that edge nodes forward, in a folder that exists; empty takes none",
+    )
+    samples_max_bytes: int = Field(
+        4 << 30, ge=65_536, le=1 << 44, description="bytes of that file, at most; then edges keep theirs"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level logged")
     log_format: Literal["text", "json"] = Field("text", description="one line per record: text or json")

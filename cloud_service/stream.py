@@ -12,10 +12,13 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from inference_core.errors import InvalidInput, Overloaded
+from inference_core.errors import InvalidInput, Overloaded, TooLarge
 from protos import open_inference_pb2 as oip
 
 STATUS = "tandem_status"
+# Beside the status: a parameter of the answer, or trailing metadata of a call.
+REASON, REASON_KEY = "tandem_reason", "tandem-reason"
+TOO_LARGE = "too_large"
 Infer = Callable[[oip.ModelInferRequest, int], Awaitable[bytes]]
 Refuse = Callable[[oip.ModelInferRequest, int], object]
 Status = Callable[[BaseException], tuple[grpc.StatusCode, str]]
@@ -116,6 +119,8 @@ class Stream:
         answer = oip.ModelStreamInferResponse(error_message=text or code.name)
         answer.infer_response.id = request_id
         answer.infer_response.parameters[STATUS].string_param = code.name
+        if isinstance(error, TooLarge):  # which is not the same as too many, but has the same status
+            answer.infer_response.parameters[REASON].string_param = TOO_LARGE
         return answer.SerializeToString()
 
     async def _send(self, answer: bytes) -> None:

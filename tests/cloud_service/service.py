@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 from onnx import TensorProto, helper
 from prometheus_client import CollectorRegistry
 
 from cloud_service.descriptions import create_catalogue
+from cloud_service.fleet import Fleet
 from cloud_service.grpc_server import GrpcServer
 from cloud_service.metrics import Metrics
 from cloud_service.models import Models, load_models
+from cloud_service.sample_metrics import SampleMetrics
+from cloud_service.samples import Samples
 from cloud_service.servicer import Servicer
 from cloud_service.settings import Settings
+from inference_core.tls import ServerTls
 from protos import open_inference_pb2_grpc as oip_grpc
 from tests.bundles import Parts, constant, model_bytes, pool_and_classify, replace_file, write_bundle
 
@@ -28,7 +33,7 @@ PATIENCE_S = 30.0
 class Service:
     """A started service, the stub of a client of it, and a handle to hold its model runs."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tls: ServerTls | None = None) -> None:
         self.settings = settings
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
@@ -36,8 +41,15 @@ class Service:
         self.runs = ThreadPoolExecutor(1)
         self.decoders = ThreadPoolExecutor(2)
         catalogue = create_catalogue(self.models, settings, "1.2.3")
+        self.samples = None
+        if settings.samples is not None:
+            metrics = SampleMetrics(self.registry)
+            self.samples = Samples(settings.samples, metrics, max_bytes=settings.samples_max_bytes)
         self.server = GrpcServer(
-            Servicer(self.models, self.metrics, self.decoders, catalogue, settings.max_queue), settings
+            Servicer(self.models, self.metrics, self.decoders, catalogue, settings.max_queue),
+            settings,
+            tls=tls,
+            fleet=Fleet(self.models, self.metrics, self.decoders, self.samples),
         )
 
     async def start(self) -> None:
@@ -47,6 +59,8 @@ class Service:
 
     async def load(self) -> None:
         self.models.load(load_models(self.settings, self.metrics, self.runs, time.monotonic))
+        if self.samples is not None:
+            await self.samples.open()
         await self.server.set_serving(True)
 
     async def stop(self) -> None:
@@ -54,6 +68,8 @@ class Service:
             await self.channel.close()
         await self.server.stop(0)
         await self.models.close()
+        if self.samples is not None:
+            await self.samples.close()
         self.runs.shutdown()
         self.decoders.shutdown()
 
@@ -101,10 +117,12 @@ class Service:
 
 
 @contextlib.asynccontextmanager
-async def serving(*bundles: Path, loaded: bool = True, **changes: Any) -> AsyncIterator[Service]:
+async def serving(
+    *bundles: Path, loaded: bool = True, tls: ServerTls | None = None, **changes: Any
+) -> AsyncIterator[Service]:
     """A service of these bundles; `changes` are settings. Runs take the thread, where they can be held."""
     options: dict[str, Any] = {"grpc_port": 0, "threads": 1, "inline_ms": 0} | changes
-    service = Service(Settings(bundles=bundles, **options))
+    service = Service(Settings(bundles=bundles, **options), tls)
     try:
         await service.start()
         if loaded:
@@ -115,7 +133,7 @@ async def serving(*bundles: Path, loaded: bool = True, **changes: Any) -> AsyncI
 
 
 def failing_bundle(folder: Path) -> Path:
-    """A bundle whose full model fails where a channel is wholly 1: it reads behind the end of a list."""
+    """A bundle whose full model fails where a channel is wholly 1: it makes two values of one."""
     write_bundle(folder, cuts=())
     pool, flatten, _, *weights = pool_and_classify()
     parts: Parts = [
@@ -126,7 +144,9 @@ def failing_bundle(folder: Path) -> Path:
         constant("zero", [0.0]),
         helper.make_node("ReduceMax", ["means"], ["most"], keepdims=0),
         helper.make_node("Cast", ["most"], ["at"], to=TensorProto.INT64),
-        helper.make_node("Gather", ["zero", "at"], ["nothing"]),
+        constant("one", [1], np.int64),
+        helper.make_node("Add", ["at", "one"], ["size"]),
+        helper.make_node("Reshape", ["zero", "size"], ["nothing"]),
         helper.make_node("Add", ["plain", "nothing"], ["logits"]),
     ]
     replace_file(folder, "full.onnx", model_bytes(parts))

@@ -16,15 +16,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from cloud_service.batcher import Batched, Batcher
+from cloud_service.batcher import Batcher
+from cloud_service.waiter import Batched
+from inference_core.concurrency import Limit
 from inference_core.engine import Engine
 from inference_core.errors import DeadlineExceeded, InvalidInput, ModelError, Overloaded
+from inference_core.line import PATIENCE
+from inference_core.priority import Priority
 from inference_core.tensors import Tensors
 
 pytestmark = pytest.mark.anyio
 
 NEVER = float("inf")
 PATIENCE_S = 30.0
+CRITICAL, NORMAL, BACKGROUND = Priority.CRITICAL, Priority.NORMAL, Priority.BACKGROUND
 Change = Callable[[Tensors], Any]
 
 
@@ -86,10 +91,12 @@ class Rig:
         options.setdefault("clock", lambda: self.now)
         self.batcher = Batcher(self.engine, executor, on_run=self.ran.append, **options)
 
-    def submit(self, *values: float, width: int = 1, deadline: float = NEVER) -> asyncio.Task[Batched]:
-        """A call with one sample for each value, `width` times that value."""
+    def submit(
+        self, *values: float, width: int = 1, deadline: float = NEVER, **who: Any
+    ) -> asyncio.Task[Batched]:
+        """A call with one sample for each value, `width` times that value; `who` is its class and caller."""
         inputs: Tensors = {"x": np.repeat(np.array(values, np.float32)[:, None], width, axis=1)}
-        return asyncio.create_task(self.batcher.submit(inputs, deadline))
+        return asyncio.create_task(self.batcher.submit(inputs, deadline, **who))
 
     async def busy(self) -> asyncio.Task[Batched]:
         """A call whose run has begun and is held: what comes now gathers behind it."""
@@ -231,6 +238,38 @@ async def test_a_call_that_leaves_while_waiting_for_company_is_never_run() -> No
 
 def _fail(_: Tensors) -> Tensors:
     raise ModelError("the run failed")
+
+
+async def test_whose_values_the_model_cannot_take_spoils_it_for_nobody() -> None:
+    def refuse(outputs: Tensors) -> Tensors:
+        if 6.0 in outputs["y"]:
+            raise InvalidInput("not 3")
+        return outputs
+
+    async with rig(held=True) as r:
+        first = await r.busy()
+        r.engine.change = refuse
+        tasks = [r.submit(value) for value in (1.0, 3.0, 4.0)]
+        await r.queued(3)
+        r.engine.let(5)
+        answers = await asyncio.gather(first, *tasks, return_exceptions=True)
+        assert [isinstance(answer, InvalidInput) for answer in answers] == [False, False, True, False]
+        assert r.engine.rows == [[-1.0], [1.0, 3.0, 4.0], [1.0], [3.0], [4.0]]
+
+
+async def test_one_that_is_retired_answers_whoever_has_taken_it_and_then_ends() -> None:
+    async with rig(held=True) as r:
+        first = await r.busy()
+        waiting = r.submit(1.0)
+        await r.queued(1)
+        r.batcher.retire()
+        r.engine.let(2)
+        assert [float(b.outputs["y"][0, 0]) for b in await asyncio.gather(first, waiting)] == [-2.0, 2.0]
+        r.engine.let(1)
+        assert float((await r.submit(2.0)).outputs["y"][0, 0]) == 4.0
+        async with asyncio.timeout(PATIENCE_S):
+            while any("batcher" in task.get_name() for task in asyncio.all_tasks()):  # noqa: ASYNC110
+                await asyncio.sleep(0)
 
 
 async def test_a_failed_run_fails_exactly_its_callers() -> None:
@@ -625,3 +664,149 @@ async def test_nothing_runs_inline_beside_a_run_or_before_who_waits() -> None:
         await r.queued(1)
         r.engine.let(2)
         assert [await values(first), await values(second)] == [[-1.0], [2.0]]
+
+
+async def in_order(r: Rig, calls: list[asyncio.Task[Batched]]) -> list[float]:
+    """The values that are run behind the busy run, one for each run, when all have been answered."""
+    await r.queued(len(calls))
+    r.engine.let(1 + len(calls))
+    await asyncio.gather(*calls)
+    return [value for rows in r.engine.rows[1:] for value in rows]
+
+
+async def test_better_classes_go_first() -> None:
+    async with rig(max_batch_size=1) as r:
+        await r.busy()
+        given = (BACKGROUND, NORMAL, CRITICAL) * 2
+        calls = [r.submit(float(at), priority=priority) for at, priority in enumerate(given)]
+        assert await in_order(r, calls) == [2.0, 5.0, 1.0, 4.0, 0.0, 3.0]
+
+
+async def test_lower_classes_fill_a_run_that_has_room() -> None:
+    async with rig() as r:
+        await r.busy()
+        calls = [r.submit(1.0, priority=BACKGROUND), r.submit(2.0, priority=CRITICAL)]
+        await r.queued(2)
+        r.engine.let(2)
+        await asyncio.gather(*calls)
+        assert r.engine.rows[1] == [2.0, 1.0]
+
+
+async def test_the_lowest_class_is_run_while_better_ones_never_end() -> None:
+    async with rig(max_batch_size=1) as r:
+        await r.busy()
+        calls = [r.submit(99.0, priority=BACKGROUND)]
+        calls += [r.submit(float(at), priority=CRITICAL) for at in range(2 * PATIENCE)]
+        assert (await in_order(r, calls)).index(99.0) == PATIENCE
+
+
+async def test_callers_share_the_runs_however_many_one_of_them_sends() -> None:
+    async with rig(max_batch_size=2) as r:
+        await r.busy()
+        loud = [r.submit(float(at), caller="loud") for at in range(10)]
+        await r.queued(10)
+        quiet = [r.submit(100.0 + at, caller="quiet") for at in range(3)]
+        ran = await in_order(r, [*loud, *quiet])
+        assert [value >= 100 for value in ran[:6]].count(True) == 3
+        assert [value for value in ran if value < 100] == [float(at) for at in range(10)]
+
+
+async def test_a_full_queue_gives_up_the_newest_of_the_least_class() -> None:
+    shed: list[tuple[Priority, str]] = []
+    async with rig(max_queue=3, on_shed=lambda *what: shed.append(what)) as r:
+        await r.busy()
+        calls = [r.submit(float(at), priority=p) for at, p in enumerate((NORMAL, BACKGROUND, BACKGROUND))]
+        await r.queued(3)
+        calls.append(r.submit(3.0, priority=CRITICAL))
+        with pytest.raises(Overloaded, match="1 samples were let in instead"):
+            await calls.pop(2)
+        with pytest.raises(Overloaded, match="3 samples are waiting"):
+            await r.submit(4.0, priority=BACKGROUND)
+        assert shed == [(BACKGROUND, "displaced"), (BACKGROUND, "full")]
+        r.engine.let(2)
+        await asyncio.gather(*calls)
+        assert r.engine.rows[1] == [3.0, 0.0, 1.0]
+
+
+async def test_a_full_queue_is_shared_by_the_callers() -> None:
+    async with rig(max_queue=4) as r:
+        await r.busy()
+        loud = [r.submit(float(at), caller="loud") for at in range(4)]
+        await r.queued(4)
+        quiet = [r.submit(100.0 + at, caller="quiet") for at in range(3)]
+        done, _ = await asyncio.wait([*loud, *quiet], timeout=0.05)
+        assert done == {loud[2], loud[3], quiet[2]}
+        for call in done:
+            with pytest.raises(Overloaded):
+                await call
+        r.engine.let(2)
+        assert [await values(call) for call in (*loud[:2], *quiet[:2])] == [[0.0], [1.0], [100.0], [101.0]]
+
+
+async def test_who_would_be_late_for_the_wait_is_refused_before_anything_is_done() -> None:
+    shed: list[tuple[Priority, str]] = []
+    async with rig(limit=Limit(1, 100), on_shed=lambda *what: shed.append(what)) as r:
+        await taught(r, lambda n: 0.010 * n)
+        calls = [await r.busy(), r.submit(1.0), r.submit(2.0)]
+        await r.queued(2)
+        inputs: Tensors = {"x": np.zeros((1, 1), np.float32)}
+        for refuse in (r.batcher.admit, r.batcher.submit):
+            with pytest.raises(Overloaded, match="30 ms are left, an answer would take") as caught:
+                await asyncio.wait_for(asyncio.ensure_future(_call(refuse, inputs, 0.030)), PATIENCE_S)
+            assert caught.value.retry_after_s == pytest.approx(0.03)  # the run, and the two that wait
+        calls += [r.submit(3.0, deadline=0.030, priority=CRITICAL), r.submit(4.0, deadline=0.060)]
+        await r.queued(4)
+        assert shed == [(NORMAL, "deadline")] * 2
+        r.engine.let(5)
+        assert [await values(call) for call in calls] == [[-1.0], [1.0], [2.0], [3.0], [4.0]]
+
+
+async def _call(refuse: Callable[..., Any], inputs: Tensors, deadline: float) -> None:
+    """What is a coroutine or not, called."""
+    made = refuse(inputs, deadline)
+    if made is not None:
+        await made
+
+
+async def test_who_is_made_late_by_others_is_told_so_and_not_run() -> None:
+    shed: list[tuple[Priority, str]] = []
+    async with rig(limit=Limit(1, 100), on_shed=lambda *what: shed.append(what)) as r:
+        first = await r.busy()
+        made_late, over = r.submit(1.0, deadline=1.05), r.submit(2.0, deadline=0.5)
+        await r.queued(2)
+        await taught(r, lambda n: 0.1 * n)
+        r.now = 1.0
+        before = r.batcher.admission.limit
+        r.engine.let(1)
+        with pytest.raises(Overloaded, match=r"waited 1\.000 s"):
+            await made_late
+        with pytest.raises(DeadlineExceeded):
+            await over
+        await first
+        assert shed == [(NORMAL, "expired")] * 2
+        assert r.batcher.admission.limit < before
+        assert r.engine.rows == [[-1.0]]
+
+
+async def test_an_answer_that_is_late_for_its_own_run_is_nobodys_fault() -> None:
+    async with rig(limit=Limit(2, 10), max_queue=10) as r:
+        late = r.submit(1.0, deadline=0.5)
+        await r.engine.began()
+        r.now = 1.0
+        r.engine.let()
+        await late
+        assert r.batcher.admission.limit == 10
+
+
+async def test_what_waits_and_runs_is_bounded_by_the_limit() -> None:
+    limit = Limit(2, 10)
+    for at in range(100):
+        limit.ended(began=at / 1e6 - 1, now=at / 1e6 - 1 + 1e-7, in_time=False)
+    async with rig(limit=limit, max_queue=10) as r:
+        calls = [await r.busy(), r.submit(1.0)]
+        await r.queued(1)
+        with pytest.raises(Overloaded, match="1 samples are waiting, the limit is 1") as caught:
+            await r.submit(2.0)
+        assert caught.value.why == "limit"
+        r.engine.let(2)
+        assert [await values(call) for call in calls] == [[-1.0], [1.0]]

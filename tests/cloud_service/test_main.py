@@ -90,3 +90,17 @@ def test_it_tells_its_ports_and_ends_well_when_told_to(make_bundle: MakeBundle) 
     assert "CLOUD_HTTPPORT is set, but is no setting; did you mean CLOUD_HTTP_PORT?" in log
     assert "ready: colors, colors.image, colors.packed.means, colors.packed.pixels, colors.tail.means" in log
     assert log.rstrip().endswith("stopped")
+
+
+def test_it_does_not_serve_strangers_by_accident() -> None:
+    status, _, err = ended(CLOUD_HOST="0.0.0.0")
+    assert status == 2
+    assert "CLOUD_HOST: 0.0.0.0 is open to strangers" in err
+    assert "CLOUD_TLS_CLIENT_CA" in err
+    assert "CLOUD_INSECURE=true" in err
+    assert "Traceback" not in err
+
+
+def test_a_file_that_cannot_be_used_ends_it() -> None:
+    status, _, err = ended(CLOUD_TLS_CERT="nowhere.pem", CLOUD_TLS_KEY="nowhere.key")
+    assert (status, err) == (2, "tandem-cloud: CLOUD_TLS_CERT: nowhere.pem: No such file or directory\n")

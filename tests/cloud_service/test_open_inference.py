@@ -26,6 +26,7 @@ from cloud_service.metrics import Metrics
 from cloud_service.models import Models, load_models
 from cloud_service.open_inference import OpenInference
 from cloud_service.settings import Settings
+from inference_core.body import Intake
 from inference_core.catalogue import EXTENSIONS
 from inference_core.tensors import to_bytes, to_request
 from inference_core.unserved import PATHS
@@ -50,7 +51,8 @@ class Cloud:
         self.runs = ThreadPoolExecutor(1)
         self.decoders = ThreadPoolExecutor(1)
         self.catalogue = create_catalogue(self.models, self.settings, "1.2.3")
-        protocol = OpenInference(self.models, self.catalogue, self.metrics, self.decoders, LIMIT)
+        intake = Intake(LIMIT, 8 * LIMIT)
+        protocol = OpenInference(self.models, self.catalogue, self.metrics, self.decoders, intake)
         self.app = create_admin(self.models, protocol.routes())
         if loaded:
             self.load()

@@ -299,8 +299,11 @@ async def test_bad_call_gets_its_status_and_harms_no_one(service: Service, case:
 
 async def test_image_over_the_pixel_limit(bundle: Path) -> None:
     async with serving(bundle, max_pixels=100) as service:
-        with refused(Code.RESOURCE_EXHAUSTED, "20x20 is 400 pixels, the limit is 100"):
+        with pytest.raises(grpc.aio.AioRpcError, match="20x20 is 400 pixels, the limit is 100") as caught:
             await service.stub.ModelInfer(images(picture(SURE, size=(20, 20))))
+        assert caught.value.code() is Code.RESOURCE_EXHAUSTED
+        # Which is not the same as being busy.
+        assert dict(caught.value.trailing_metadata() or ())["tandem-reason"] == "too_large"
         assert winners(await service.stub.ModelInfer(images(picture(SURE)))) == [RED]
 
 
