@@ -23,7 +23,7 @@ from benchmarks.processes import Cores, Failed, Process, free_port, pinned
 from benchmarks.report import Hop
 from benchmarks.systems import START_S
 from benchmarks.ways import MODEL_INFER
-from edge_node.breaker import Breaker
+from edge_node.breaker import Breaker, Rules
 from edge_node.cloud import Query
 from edge_node.cloud_client import CloudClient
 from edge_node.settings import tune_grpc
@@ -88,7 +88,7 @@ def _pack(size: int, shape: tuple[int, ...], folder: Path) -> _Ask:
 async def _measure(port: int, asks: Mapping[int, _Ask], seconds: float) -> list[Hop]:
     client = CloudClient(
         f"127.0.0.1:{port}",
-        Breaker(5, 0.5, jitter=lambda: 1.0, on_change=lambda _: None),
+        Breaker(Rules(5), 0.5, jitter=lambda: 1.0, on_change=lambda _: None),
         connect_timeout_s=2.0,
         patience_s=_TIMEOUT_S,
         max_message_bytes=_MAX_BYTES,

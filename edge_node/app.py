@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import math
 import socket
+import ssl
 from collections.abc import Iterator
 
 import uvicorn
@@ -12,18 +14,21 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from edge_node.body import Intake
 from edge_node.dataplane import Dataplane
 from edge_node.device_api import create_device_api, create_predict
 from edge_node.documentation import add_inference
 from edge_node.front import Front
 from edge_node.joint import JointInference
+from edge_node.keys import Keyring
 from edge_node.metrics import Metrics
 from edge_node.model_slot import ModelSlots
 from edge_node.open_inference import create_infer, create_open_inference
 from edge_node.open_inference_schema import tell_refusals_as_they_are_sent
 from edge_node.refusals import Refusals
+from edge_node.settings import Settings
+from inference_core.body import Intake
 from inference_core.errors import TandemError
+from inference_core.http_connection import Bounds, Connections
 
 _DESCRIPTION = """
 Send an image or a tensor; get the answer, who gave it (`source`), and why (`reason`).
@@ -33,12 +38,22 @@ late or busy the edge answers all the same, in time, and says so.
 
 
 def create_app(
-    slots: ModelSlots, joint: JointInference, dataplane: Dataplane, metrics: Metrics, intake: Intake
+    slots: ModelSlots,
+    joint: JointInference,
+    dataplane: Dataplane,
+    metrics: Metrics,
+    intake: Intake,
+    keyring: Keyring | None = None,
 ) -> Front:
-    """The app with the devices' interface, the Open Inference Protocol, `/healthz` and `/readyz`."""
+    """The app with the devices' interface, the Open Inference Protocol, `/healthz` and `/readyz`; with a
+    keyring, all but health is for those who show a key of it."""
     # Nodes without a way to the internet have documentation too: its scripts are served from here.
     app = FastAPIOffline(
-        redoc_url=None, title="Tandem edge node", version=dataplane.version, description=_DESCRIPTION
+        redoc_url=None,
+        title="Tandem edge node",
+        version=dataplane.version,
+        description=_DESCRIPTION,
+        redirect_slashes=False,
     )
     app.include_router(create_device_api(slots))
     app.include_router(create_open_inference(dataplane))
@@ -60,6 +75,7 @@ def create_app(
         refusals,
         predict=create_predict(slots, joint, intake),
         infer=create_infer(dataplane, intake),
+        keyring=keyring,
     )
 
 
@@ -74,6 +90,17 @@ def _add_error_handlers(app: FastAPI, refusals: Refusals) -> None:
         app.add_exception_handler(kind, refuse)
 
 
+def bounds(settings: Settings) -> Bounds:
+    """What strangers may do on this port, by the settings."""
+    return Bounds(
+        connections=settings.max_connections,
+        head_bytes=settings.max_header_bytes,
+        head_s=settings.head_timeout_ms / 1000,
+        body_s=settings.body_timeout_ms / 1000,
+        idle_s=settings.idle_timeout_ms / 1000,
+    )
+
+
 class _Uvicorn(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -84,12 +111,24 @@ class _Uvicorn(uvicorn.Server):
 class HttpServer:
     """The listening HTTP server; `port` is known as soon as it exists."""
 
-    def __init__(self, app: Front, host: str, port: int, grace_s: float) -> None:
-        """Bind `host:port`, where port 0 picks a free one. Raises `OSError` for a taken port."""
+    def __init__(
+        self,
+        app: Front,
+        host: str,
+        port: int,
+        grace_s: float,
+        connections: Connections | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Bind `host:port`, where port 0 picks a free one; HTTPS with `tls`. Raises `OSError` for a taken
+        port."""
+        self._connections = connections or Connections(Bounds())
         self._socket = socket.create_server((host, port))
         self.port = int(self._socket.getsockname()[1])
         config = uvicorn.Config(
             app,
+            http=self._connections.connect,  # type: ignore[arg-type]
+            timeout_keep_alive=math.ceil(self._connections.bounds.idle_s),
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -98,16 +137,22 @@ class HttpServer:
             ws="none",
             timeout_graceful_shutdown=max(1, round(grace_s)),
         )
+        config.load()
+        config.ssl = tls
         self._server = _Uvicorn(config)
         self._task: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Answer requests from now on."""
         self._task = asyncio.create_task(self._server.serve([self._socket]), name="http")
+        self._watch = asyncio.create_task(self._connections.watch(), name="connections")
 
     async def stop(self) -> None:
         """Finish the requests in flight, within the grace given, and close."""
         self._server.should_exit = True
         if self._task is not None:
             await self._task
+        if self._watch is not None:
+            self._watch.cancel()
         self._socket.close()

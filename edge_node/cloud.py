@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -45,11 +46,24 @@ class CloudAnswer:
         return told / 1000 if 0 <= told / 1000 <= self.seconds else None
 
 
+class Attempt(StrEnum):
+    """Why something is sent to a cloud: for a request, a second time for it, beside it, to find out whether
+    a cloud that failed is well again, as a sign of life that asks for nothing, or for it to learn from."""
+
+    FIRST = "first"
+    RETRY = "retry"
+    HEDGE = "hedge"
+    TRIAL = "trial"
+    PROBE = "probe"
+    SAMPLE = "sample"
+
+
 class Cloud(Protocol):
     """What answers escalations: the real one here, others in tests."""
 
-    def check(self) -> None:
-        """Raise `CloudUnavailable` when asking now would be in vain; costs nothing."""
+    def check(self, timeout_s: float) -> None:
+        """Raise `CloudUnavailable` when asking now, with so many seconds to wait, would be in vain; costs
+        nothing."""
 
     async def infer(self, query: Query, timeout_s: float) -> CloudAnswer:
         """The cloud's answer within `timeout_s` seconds, else `CloudUnavailable`."""

@@ -13,7 +13,7 @@ from edge_node.descriptions import create_catalogue
 from edge_node.joint import JointInference
 from edge_node.model_slot import LoadedModel, ModelSlots
 from edge_node.outcome import Answer, Outcome
-from edge_node.preferences import Preferences
+from edge_node.preferences import Wishes
 from edge_node.request import NO_PREFERENCES, Ask
 from inference_core.classification import check_outputs, select
 from inference_core.errors import InvalidInput, TandemError
@@ -93,16 +93,16 @@ class Dataplane:
         return batch
 
 
-def _preferences(parameters: Mapping[str, Parameter]) -> Preferences:
+def _preferences(parameters: Mapping[str, Parameter]) -> Wishes:
     """Those under `tandem_`; other parameters are other servers' business and ignored."""
     own = {key.removeprefix(_PREFIX): value for key, value in parameters.items() if key.startswith(_PREFIX)}
     if not own:
         return NO_PREFERENCES
     for name, value in own.items():
-        if isinstance(value, bool):  # would pass for the numbers 0 and 1
+        if isinstance(value, bool) and name != "keep":  # would pass for the numbers 0 and 1
             raise InvalidInput(f"parameter {_PREFIX}{name}: must not be a boolean, got {value}")
     try:
-        return Preferences.model_validate(own)
+        return Wishes.model_validate(own)
     except ValidationError as error:
         first = error.errors()[0]
         name = _PREFIX + ".".join(map(str, first["loc"]))
@@ -112,6 +112,9 @@ def _preferences(parameters: Mapping[str, Parameter]) -> Preferences:
 def _outcome_parameters(answers: list[Answer]) -> dict[str, Parameter]:
     """The outcome as parameters: plain for one sample; for more, texts with a comma between samples."""
     columns = [_columns(answer.outcome) for answer in answers]
+    if any(answer.outcome.kept for answer in answers):
+        for row, answer in zip(columns, answers, strict=True):
+            row["tandem_kept"] = answer.outcome.kept or ""
     if len(columns) == 1:
         return columns[0]
     return {key: ",".join(_text(row[key]) for row in columns) for key in columns[0]}

@@ -14,12 +14,12 @@ from pydantic import Field, ValidationError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from edge_node.body import Body, Intake
 from edge_node.front import Call, Handler, Reply
 from edge_node.joint import JointInference
 from edge_node.model_slot import LoadedModel, ModelSlots
-from edge_node.preferences import Preferences
+from edge_node.preferences import Wishes
 from edge_node.request import Ask
+from inference_core.body import Body, Intake
 from inference_core.errors import InvalidInput
 from inference_core.preprocess import FORMATS
 from inference_core.rest import inflate
@@ -30,13 +30,14 @@ TENSOR_TYPE = "application/octet-stream"
 # What curl says of `--data-binary` on its own: nothing about the body.
 VAGUE_TYPES = frozenset({"", "application/x-www-form-urlencoded"})
 TOP_K = 5
+_MEMORABLE = 256  # bytes of a query that is worth remembering
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _ACCEPTED = ", ".join([*sorted(IMAGE_TYPES), "multipart/form-data (field 'file')", TENSOR_TYPE])
 
 Model = Annotated[str, Path(description="name of a served model", examples=["digits"])]
 
 
-class Wants(Preferences):
+class Wants(Wishes):
     """The query parameters of a prediction."""
 
     top_k: int = Field(TOP_K, ge=1, le=1000, description="how many classes to list")
@@ -67,7 +68,7 @@ def create_predict(slots: ModelSlots, joint: JointInference, intake: Intake) -> 
         arrived = time.monotonic()
         model = slots.get(call.model)
         request_id = _request_id(call)
-        wants = _wants(call.query) if call.query else _NOTHING_WANTED
+        wants = _asked(call.query) if call.query else _NOTHING_WANTED
         async with intake.read(call.headers, call.receive) as raw:
             body = inflate(raw, call.header(b"content-encoding"), intake.max_body_bytes)
             with intake.holding(len(body) if body is not raw else 0):
@@ -80,15 +81,26 @@ def create_predict(slots: ModelSlots, joint: JointInference, intake: Intake) -> 
     return predict
 
 
-@lru_cache(maxsize=256)
+def _asked(query: bytes) -> Wants:
+    return _known_wants(query) if len(query) <= _MEMORABLE else _wants(query)
+
+
 def _wants(query: bytes) -> Wants:
-    """The query parameters; `InvalidInput`, which names the one that is wrong."""
+    """The query parameters; `InvalidInput`, which names the one that is wrong or given twice."""
+    wanted: dict[str, str] = {}
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        if name in wanted:
+            raise InvalidInput(f"{name:.100}: is given twice, the limit is once")
+        wanted[name] = value
     try:
-        return Wants.model_validate(dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)))
+        return Wants.model_validate(wanted)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise InvalidInput(f"{name}: {first['msg']}, got {first['input']!r:.100}") from error
+        raise InvalidInput(f"{name:.100}: {first['msg']}, got {first['input']!r:.100}") from error
+
+
+_known_wants = lru_cache(maxsize=256)(_wants)
 
 
 async def _sample(call: Call, body: Body, model: LoadedModel) -> bytes | NDArray[Any]:

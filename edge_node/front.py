@@ -9,9 +9,14 @@ from dataclasses import dataclass, field
 
 import orjson
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from edge_node.keys import Key, Keyring
 from edge_node.refusals import Refusals
+from inference_core.body import single
+from inference_core.errors import Unauthenticated
+from inference_core.http_connection import REFUSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,41 +44,60 @@ class Reply:
 
 
 Handler = Callable[[Call], Awaitable[Reply]]
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
 
 
 class Front:
     """An ASGI application in front of another."""
 
-    def __init__(self, app: ASGIApp, refusals: Refusals, *, predict: Handler, infer: Handler) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        refusals: Refusals,
+        *,
+        predict: Handler,
+        infer: Handler,
+        keyring: Keyring | None = None,
+    ) -> None:
         """`predict` answers `POST /v1/models/{model}/predict`, `infer` answers
-        `POST /v2/models/{model}[/versions/{version}]/infer`; `app` all else."""
+        `POST /v2/models/{model}[/versions/{version}]/infer`; `app` all else. With a keyring, all but health
+        is for those who show a key of it."""
         self._app = app
         self._refusals = refusals
         self._predict = predict
         self._infer = infer
+        self._keyring = keyring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         found = self._route(scope["path"]) if scope["type"] == "http" else None
         if found is None:
-            await self._app(scope, receive, send)
+            await self._pass_on(scope, receive, send)
             return
         handler, model, version = found
         call = Call(model, version, dict(scope["headers"]), scope["query_string"], receive)
         status = 200
         try:
+            if self._keyring is not None:
+                self._keyring.admit(_key(self._keyring, call.headers), model)
             if scope["method"] != "POST":
                 raise HTTPException(405, headers={"Allow": "POST"})
+            if len(call.headers) != len(scope["headers"]):
+                single(scope["headers"])
             reply = await handler(call)
         except Exception as error:  # noqa: BLE001 - a bug must cost one request, not the connection
             status, reply = self._refused(scope, error)
-        headers = [
-            (b"content-length", b"%d" % len(reply.body)),
-            (b"content-type", reply.media_type),
-            *reply.headers,
-        ]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": reply.body})
+        await _answer(status, reply, send)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What is not for inference goes to the app: with a key, or where it is open."""
+        if self._keyring is not None and scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            try:
+                _key(self._keyring, dict(scope["headers"]))
+            except Unauthenticated as error:
+                await _answer(*self._refused(scope, error), send)
+                return
+        await self._app(scope, receive, send)
 
     def _route(self, path: str) -> tuple[Handler, str, str] | None:
         match path.split("/"):
@@ -86,6 +110,24 @@ class Front:
         return None
 
     def _refused(self, scope: Scope, error: Exception) -> tuple[int, Reply]:
-        refusal = self._refusals.refuse(scope["method"], scope["path"], error)
+        told = scope.get("state", {}).get(REFUSED)
+        if told is not None and isinstance(error, ClientDisconnect):
+            refusal = self._refusals.tell(scope["path"], *told)
+        else:
+            refusal = self._refusals.refuse(scope["method"], scope["path"], error)
         headers = [(name.lower().encode(), text.encode()) for name, text in refusal.headers.items()]
         return refusal.status, Reply(orjson.dumps({"error": refusal.message}), headers=headers)
+
+
+async def _answer(status: int, reply: Reply, send: Send) -> None:
+    headers = [
+        (b"content-length", b"%d" % len(reply.body)),
+        (b"content-type", reply.media_type),
+        *reply.headers,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})
+
+
+def _key(keyring: Keyring, headers: Mapping[bytes, bytes]) -> Key:
+    return keyring.find(headers.get(b"authorization", b""), headers.get(b"x-api-key", b""))

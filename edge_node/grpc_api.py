@@ -15,12 +15,19 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from edge_node.call_guard import CallGuard, key_of
 from edge_node.dataplane import Dataplane
+from edge_node.keys import Keyring
 from edge_node.metrics import Metrics
 from edge_node.settings import Settings
+from inference_core.body import Intake
+from inference_core.calls import Guard, Methods, options
+from inference_core.calls import read as read_message
 from inference_core.classification import class_count
-from inference_core.errors import TandemError, grpc_status
+from inference_core.errors import InvalidInput, TandemError, grpc_status, shortened
+from inference_core.grpc_server import create_server
 from inference_core.tensors import from_request, get_outputs, get_parameters, set_parameters, to_response
+from inference_core.tls import ServerTls
 from inference_core.unserved import refuse_calls
 from protos import open_inference_pb2 as oip
 from protos import open_inference_pb2_grpc as oip_grpc
@@ -36,14 +43,19 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class Servicer(oip_grpc.GRPCInferenceServiceServicer):
     """Translates each call of the protocol for the dataplane."""
 
-    def __init__(self, dataplane: Dataplane, metrics: Metrics) -> None:
+    def __init__(
+        self, dataplane: Dataplane, metrics: Metrics, intake: Intake, keyring: Keyring | None = None
+    ) -> None:
+        """With a keyring, inference is for those who show a key of it."""
         self._dataplane = dataplane
+        self.intake = intake
+        self.keyring = keyring
         self._metrics = metrics
         self._started = cache(metrics.grpc_started.labels)
         self._handled = cache(metrics.grpc_handled.labels)
         self._seconds = cache(metrics.grpc_seconds.labels)
         self._catalogue = dataplane.catalogue
-        self._readers: set[asyncio.Task[None]] = set()
+        self._readers: set[asyncio.Task[InvalidInput | None]] = set()
 
     async def ServerLive(self, request: oip.ServerLiveRequest, context: _Context) -> oip.ServerLiveResponse:
         return await self._handle("ServerLive", context, _now(oip.ServerLiveResponse(live=True)))
@@ -90,43 +102,58 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
         return await self._handle("RepositoryIndex", context, work)
 
     async def ModelInfer(self, request: oip.ModelInferRequest, context: _Context) -> oip.ModelInferResponse:
-        return await self._handle("ModelInfer", context, self._infer(request))
+        return await self._handle("ModelInfer", context, self._infer(request, context))
 
-    async def ModelStreamInfer(
-        self, requests: AsyncIterator[oip.ModelInferRequest], context: _Context
-    ) -> None:
+    async def ModelStreamInfer(self, requests: AsyncIterator[bytes], context: _Context) -> None:
         await self._handle("ModelStreamInfer", context, self._stream(requests, context), "bidi_stream")
 
-    async def _stream(self, requests: AsyncIterator[oip.ModelInferRequest], context: _Context) -> None:
+    async def _stream(self, requests: AsyncIterator[bytes], context: _Context) -> None:
         """Answer every request of a stream as soon as it can be: the answers' ids say whose they are."""
         room, writing = asyncio.Semaphore(_MAX_ON_STREAM), asyncio.Lock()
 
-        async def answer(request: oip.ModelInferRequest) -> None:
+        async def answer(request: oip.ModelInferRequest, size: int) -> None:
             try:
-                response = await self._stream_answer(request)
+                response = await self._stream_answer(request, size, context)
                 async with writing:  # gRPC takes one message at a time
                     await context.write(response)
             finally:
                 room.release()
 
-        async def read() -> None:
-            async for request in requests:
+        async def read() -> InvalidInput | None:
+            async for data in requests:
+                try:
+                    request = read_message(oip.ModelInferRequest.FromString, data)
+                except InvalidInput as error:  # ends the stream, once what came before is answered
+                    return error
                 await room.acquire()
-                group.create_task(answer(request))
+                group.create_task(answer(request, len(data)))
+            return None
 
         async with asyncio.TaskGroup() as group:
             reader = group.create_task(read())
             self._readers.add(reader)
             reader.add_done_callback(self._readers.discard)
+        if not reader.cancelled() and (broken := reader.result()) is not None:
+            raise broken
+
+    @property
+    def interceptors(self) -> list[CallGuard]:
+        """What stands before every call."""
+        if self.keyring is None:
+            return []
+        return [CallGuard(self.keyring, lambda: self.turned_away("UNAUTHENTICATED"))]
 
     def end_streams(self) -> None:
         """Read no more requests from any stream; those that were read are answered still."""
         for reader in self._readers:
             reader.cancel()
 
-    async def _stream_answer(self, request: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
+    async def _stream_answer(
+        self, request: oip.ModelInferRequest, size: int, context: _Context
+    ) -> oip.ModelStreamInferResponse:
         try:
-            return oip.ModelStreamInferResponse(infer_response=await self._infer(request))
+            with self.intake.holding(size):
+                return oip.ModelStreamInferResponse(infer_response=await self._infer(request, context))
         except Exception as error:  # noqa: BLE001 - what fails one request must not end the stream
             code, message = _refusal("ModelStreamInfer", error)
             self._metrics.refused.labels("grpc", code.name).inc()
@@ -134,7 +161,14 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
             set_parameters(about.parameters, {"tandem_status": code.name})
             return oip.ModelStreamInferResponse(error_message=message, infer_response=about)
 
-    async def _infer(self, request: oip.ModelInferRequest) -> oip.ModelInferResponse:
+    def turned_away(self, status: str) -> None:
+        """Count a call that ended with `status` before it came to a method."""
+        self._metrics.refused.labels("grpc", status).inc()
+
+    async def _infer(self, request: oip.ModelInferRequest, context: _Context) -> oip.ModelInferResponse:
+        if self.keyring is not None:
+            key = key_of(self.keyring, context.invocation_metadata() or ())
+            self.keyring.admit(key, request.model_name)
         inferred = await self._dataplane.infer(
             request.model_name,
             request.model_version,
@@ -171,28 +205,48 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
 class GrpcServer:
     """The listening gRPC server with its health service; `port` is set by `start`."""
 
-    def __init__(self, servicer: Servicer, settings: Settings) -> None:
+    def __init__(self, servicer: Servicer, settings: Settings, tls: ServerTls | None = None) -> None:
         self._servicer = servicer
-        limit = settings.max_body_bytes
-        self._server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", limit),
-                ("grpc.max_send_message_length", limit),
-                ("grpc.so_reuseport", 0),
-            ]
-        )
-        oip_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
-        refuse_calls(self._server, SERVICE)
+        self._settings = settings
         self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._address = f"{settings.host}:{settings.grpc_port}"
+        self._tls = tls
+        self._server = self._build()
         self.port = 0
 
     async def start(self) -> None:
         """Listen; not yet serving by the health protocol. Raises `RuntimeError` for a taken port."""
-        self.port = self._server.add_insecure_port(self._address)
+        address = f"{self._settings.host}:{self._settings.grpc_port}"
+        if self._tls is None:
+            self.port = self._server.add_insecure_port(address)
+        else:
+            self.port = self._server.add_secure_port(address, self._tls.grpc_credentials())
         await self.set_serving(False)
         await self._server.start()
+
+    def _build(self) -> grpc.aio.Server:
+        settings, servicer = self._settings, self._servicer
+        bounds = [
+            *options(
+                message_bytes=settings.max_body_bytes,
+                metadata_bytes=settings.max_header_bytes,
+                connections=settings.max_connections,
+                calls=settings.max_calls,
+                handshake_s=settings.head_timeout_ms / 1000,
+            ),
+            ("grpc.max_connection_idle_ms", settings.idle_timeout_ms),
+        ]
+        server = create_server(servicer.interceptors, bounds, settings.max_calls)
+        methods, health_methods = Methods(), Methods()
+        oip_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, methods)  # type: ignore[no-untyped-call]
+        # As bytes: what is no message must not end in gRPC's hands.
+        serialize = oip.ModelStreamInferResponse.SerializeToString
+        stream: Any = grpc.stream_stream_rpc_method_handler(servicer.ModelStreamInfer, None, serialize)
+        guard = Guard(servicer.intake, settings.body_timeout_ms / 1000, servicer.turned_away)
+        guard.serve(server, SERVICE, methods.handlers | {"ModelStreamInfer": stream})
+        refuse_calls(server, SERVICE)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, health_methods)  # type: ignore[arg-type]
+        guard.serve(server, health.SERVICE_NAME, health_methods.handlers)
+        return server
 
     async def set_serving(self, serving: bool) -> None:
         """Say by the health protocol whether calls are welcome."""
@@ -214,9 +268,9 @@ def _refusal(method: str, error: Exception) -> tuple[grpc.StatusCode, str]:
         return grpc.StatusCode.INTERNAL, "internal error; the service's log has the details"
     code = grpc.StatusCode[grpc_status(error)]
     if code is grpc.StatusCode.INTERNAL:
-        _log.error("%s failed", method, exc_info=error)
+        _log.error("%s failed: %s", method, error)
         return code, "the model failed; the service's log has the details"
-    return code, str(error)
+    return code, shortened(str(error))
 
 
 async def _now(value: _T) -> _T:

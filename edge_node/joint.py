@@ -6,7 +6,7 @@ that was the decision, and fall back to the edge's own answer when the cloud giv
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from operator import itemgetter
 from typing import Any
@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_node import policy
+from edge_node.admission import Admission, Place
 from edge_node.cloud import Cloud, CloudAnswer, Query
+from edge_node.keeper import Keeper
 from edge_node.link import Link
 from edge_node.metrics import Metrics
 from edge_node.model_slot import EdgeRun
@@ -24,10 +26,19 @@ from edge_node.outcome import Answer
 from edge_node.policy import Decision, Mode, Payload, Privacy, Route
 from edge_node.request import Ask, Request, by_cloud, by_edge, settle
 from edge_node.routes import Kind, Way
-from edge_node.runner import Runner, Timed
+from edge_node.runner import Runner
+from edge_node.waiting import Timed
 from inference_core import codec
-from inference_core.errors import CloudUnavailable, InvalidInput, Overloaded
+from inference_core.errors import (
+    CloudUnavailable,
+    InvalidInput,
+    ModelError,
+    NotReady,
+    Overloaded,
+    TandemError,
+)
 from inference_core.preprocess import Preprocess, open_image
+from inference_core.priority import PRIORITY, Priority
 from inference_core.tensors import Parameter, Tensors, to_bytes
 
 # An image of up to so many pixels is decoded on the loop, in about a millisecond; larger ones on the pool.
@@ -45,13 +56,17 @@ class JointInference:
         decoders: Executor,
         *,
         navigator: Navigator | None = None,
+        keeper: Keeper | None = None,
         payload: Payload,
         privacy: Privacy = Privacy.ANY,
         max_pixels: int,
-        max_inflight: int,
+        admission: Admission,
+        reserve_s: float = 0.0,
+        lag: Callable[[], float] = float,
     ) -> None:
         """`decoders` decodes the larger images; `payload` is what goes up for an image, where `privacy` lets
-        anything. `navigator` finds the way in mode `auto`."""
+        anything. `navigator` finds the way in mode `auto`; `keeper` keeps what is worth learning from.
+        `reserve_s` seconds, and what `lag()` says, the cloud does not get, for the answer to be in time."""
         self._cloud = cloud
         self._metrics = metrics
         self._runner = runner
@@ -59,10 +74,12 @@ class JointInference:
         self._payload = payload
         self._privacy = privacy
         self._navigator = navigator or Navigator(Link(), payload=payload, privacy=privacy)
+        self._keeper = keeper
         self._max_pixels = max_pixels
-        self._max_inflight = max_inflight
-        self._inflight = 0
-        metrics.inflight.set_function(lambda: self._inflight)
+        self._admission = admission
+        self._reserve_s = reserve_s
+        self._lag = lag
+        metrics.add_admission(admission, runner)
 
     async def infer(self, ask: Ask) -> Answer:
         """Answer one sample within its deadline, and count it. Raises what `infer_all` raises."""
@@ -76,17 +93,24 @@ class JointInference:
         `ModelError`; the cloud's failures never come out of here.
         """
         count, statistics = len(asks), asks[0].model.statistics
-        self._admit(count)
+        place = self._admit(asks[0], count)
         try:
-            answers = [await self._answer(asks[0])] if count == 1 else await self._together(asks)
-        except Exception:
+            answers = (
+                [await self._answer(asks[0], place)] if count == 1 else await self._together(asks, place)
+            )
+        except Exception as error:
+            if type(error) is Overloaded:
+                self._admission.refused(asks[0], error, place)
             statistics.fail(time.monotonic() - asks[0].arrived)
             raise
         finally:
-            self._inflight -= count
+            self._admission.leave(count)
         # Of many samples, whose stages overlap, the one that took longest stands for the request.
         times = max((answer.outcome.timings_ms for answer in answers), key=itemgetter("total"))
         took = times.get
+        away_ms = took("cloud", 0.0) + took("keep", 0.0)  # where others wait for nothing of ours
+        here_s, queue_s = (took("total", 0.0) - away_ms) / 1000, took("queue", 0.0) / 1000
+        self._admission.answered(asks[0], place, queue_s, here_s)
         statistics.success(
             count,
             took("total", 0.0) / 1000,
@@ -97,31 +121,39 @@ class JointInference:
         )
         return answers
 
-    def _admit(self, count: int) -> None:
-        """Room for `count` samples, all or none; `Overloaded` where there is none."""
-        if self._inflight + count > self._max_inflight:
-            raise Overloaded(
-                f"{self._inflight} samples are being answered and {count} more asked for, "
-                f"the limit is {self._max_inflight}"
-            )
-        self._inflight += count
+    def _admit(self, ask: Ask, count: int) -> Place:
+        """Room for `count` samples, all or none; `Overloaded`."""
+        mode = ask.wants.mode or ask.model.defaults.mode
+        try:
+            return self._admission.admit(ask, count, goes_up=mode is Mode.CLOUD and self._cloud is not None)
+        except Overloaded as error:
+            self._admission.refused(ask, error)
+            raise
 
-    async def _together(self, asks: Sequence[Ask]) -> list[Answer]:
+    async def _together(self, asks: Sequence[Ask], place: Place) -> list[Answer]:
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._answer(ask)) for ask in asks]
+                tasks = [group.create_task(self._answer(ask, place)) for ask in asks]
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from errors
         return [task.result() for task in tasks]
 
-    async def _answer(self, ask: Ask) -> Answer:
-        answer = await self._infer(settle(ask))
+    async def _answer(self, ask: Ask, place: Place) -> Answer:
+        request = settle(ask, place.due, self._reserve_s + self._lag())
+        answer = await self._infer(request)
+        if self._keeper is not None:
+            answer = await self._keeper.keep(request, answer)
         self._metrics.record(answer.outcome)
         return answer
 
     async def _infer(self, request: Request) -> Answer:
         tensor = await self._tensor(request)
-        seen = await self._run_edge(request, tensor) if self._edge_first(request) else None
+        seen = None
+        if self._edge_first(request):
+            try:
+                seen = await self._run_edge(request, tensor)
+            except (ModelError, NotReady) as error:
+                return await self._instead(request, tensor, error)
         decision = policy.decide(
             request.mode, seen.confidence if seen else None, request.threshold, request.budget(seen),
             has_cloud=self._cloud is not None, privacy=self._privacy,
@@ -137,6 +169,17 @@ class JointInference:
         if seen is None:
             seen = await self._run_edge(request, tensor)
         return by_edge(request, decision, seen, bytes_up)
+
+    async def _instead(self, request: Request, tensor: NDArray[Any], error: TandemError) -> Answer:
+        """The cloud's answer where the edge model has failed and the input may go up; else `error`."""
+        spoken_for = request.mode in (Mode.EDGE, Mode.SPLIT)
+        if self._cloud is None or spoken_for or not policy.may_leave(self._privacy, Route.INPUT):
+            raise error
+        try:
+            answer = await self._by_cloud(self._cloud, request, tensor, None, Route.INPUT)
+        except CloudUnavailable:
+            raise error from None
+        return by_cloud(request, Decision(Route.INPUT, "edge_failed", degraded=True), answer, None)
 
     def _edge_first(self, request: Request) -> bool:
         if request.mode is Mode.AUTO:
@@ -168,7 +211,14 @@ class JointInference:
         return seen
 
     async def _run(self, request: Request, stage: str, model: Timed, tensor: NDArray[Any]) -> Tensors:
-        run = await self._runner.run(model, {request.model.manifest.input.name: tensor})
+        run = await self._runner.run(
+            model,
+            {request.model.manifest.input.name: tensor},
+            deadline=request.due,
+            priority=request.priority,
+            # Who has waited for the cloud in vain has waited enough.
+            at_once="cloud" in request.timings_ms,
+        )
         request.took(stage, run.seconds)
         if run.queue_s:
             request.took("queue", run.queue_s)
@@ -178,7 +228,7 @@ class JointInference:
         self, cloud: Cloud, request: Request, tensor: NDArray[Any], seen: EdgeRun | None, route: Route
     ) -> CloudAnswer:
         """The cloud's answer by the way that the mode wants, or in mode `auto` by the quickest."""
-        cloud.check()
+        cloud.check(request.budget(seen).cloud_s)
         way = self._way(request, tensor, seen, route)
         request.way = way
         began = time.perf_counter()
@@ -187,8 +237,11 @@ class JointInference:
         self._metrics.escalated(request.model.name, Route.FEATURES if way.cut else Route.INPUT)
         manifest = request.model.manifest
         parameters: dict[str, Parameter] = {"tandem_bundle": request.model.digest}
+        if request.priority is not Priority.NORMAL:
+            parameters[PRIORITY] = request.priority.value
         query = Query(request.id, name, manifest.version, inputs, parameters, manifest.output)
         started = time.perf_counter()
+        self._admission.away += 1
         try:
             return await self._navigator.ask(cloud, request, query, request.budget(seen).cloud_s)
         except CloudUnavailable as error:
@@ -196,6 +249,7 @@ class JointInference:
                 return await self._by_cloud(cloud, request, tensor, seen, route)  # now without packed ways
             raise
         finally:
+            self._admission.away -= 1
             request.took("cloud", time.perf_counter() - started)
 
     def _way(self, request: Request, tensor: NDArray[Any], seen: EdgeRun | None, route: Route) -> Way:

@@ -121,6 +121,7 @@ class Link:
         self._drift = _Drift()
         self._now = _LONG_AGO  # finite, so that differences are numbers
         self._heard = self._busy_until = -math.inf
+        self.departed = -math.inf  # when something was sent last
         self._unfaded = 0.0
         self._lost = False
         self._under_way: dict[int, Trip] = {}
@@ -129,7 +130,7 @@ class Link:
 
     def depart(self, now: float, up: int, cloud_s: float = 0.0) -> Trip:
         """A message of `up` bytes is being sent, of which the cloud is thought to make `cloud_s` seconds."""
-        now = self._tick(now)
+        now = self.departed = self._tick(now)
         ahead = self._ahead(now)
         expected = self._guess(up, 0)
         whole = expected.seconds + ahead + max(cloud_s, 0.0)
@@ -194,6 +195,11 @@ class Link:
             trip, spread[0] / trip, 1 / up, spread[1] / up, 1 / down, spread[2] / down,
             now - self._heard, self.lost(now),
         )  # fmt: skip
+
+    @property
+    def under_way(self) -> int:
+        """Exchanges that have begun and not ended."""
+        return len(self._under_way)
 
     @property
     def heard(self) -> float:

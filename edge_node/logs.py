@@ -25,5 +25,9 @@ def configure_logging(level: str, line_format: str) -> None:
     text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     handler.setFormatter(_JsonLines() if line_format == "json" else text)
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    # What is wrong with a form is told to whoever has sent it; here it would fill the disk.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    # Each header that is not UTF-8 would be a stack trace here; our methods log their own failures.
+    logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
     # uvicorn tells of its own start and end, which this service does itself
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLevelName(level)))

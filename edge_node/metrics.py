@@ -1,27 +1,30 @@
-"""Every metric of the edge node, declared once, on a registry that is passed in."""
+"""The metrics of a node's requests and models, declared once, on a registry that is passed in.
 
-import math
-from collections.abc import Callable
+Those of its way to the cloud are in `link_metrics`.
+"""
+
 from functools import cache, partial
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from edge_node.breaker import State
-from edge_node.link import Estimate
+from edge_node.admission import REASONS, Admission
 from edge_node.model_slot import LoadedModel
 from edge_node.outcome import Outcome
 from edge_node.policy import Route, Source
+from edge_node.runner import Runner
+from inference_core.priority import Priority
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.08, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 RATIOS = tuple(step / 20 for step in range(1, 21))
 # Shown from the start, so that the first refusal is a rise.
 REFUSALS = {
-    "device": ("400", "404", "413", "500", "503"),
-    "open_inference": ("400", "404", "413", "500", "503"),
-    "grpc": ("INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL"),
+    "device": ("400", "401", "403", "404", "413", "429", "500", "503"),
+    "open_inference": ("400", "401", "403", "404", "413", "429", "500", "503"),
+    "grpc": (
+        *("INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL"),
+        *("UNAUTHENTICATED", "PERMISSION_DENIED"),
+    ),
 }
-_KNOWN = 1.0  # spread of a rate, as a share of it, from which it is not known
 STAGES = ("preprocess", "queue", "edge", "head", "cloud")
 
 
@@ -61,7 +64,6 @@ class Metrics:
     """The counters, gauges and histograms of one process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
         self._series: dict[str, _Series] = {}
         self.requests = Counter(
             "tandem_requests", "Samples answered, by whose answer and why.",
@@ -107,31 +109,18 @@ class Metrics:
             for status in statuses:
                 self.refused.labels(api, status)
         self.inflight = Gauge("tandem_inflight_requests", "Samples being answered.", registry=registry)
-        self.breaker = Gauge(
-            "tandem_breaker_state", "0 closed, 1 half open, 2 open.", ["peer"], registry=registry
-        )
-        self.breaker_transitions = Counter(
-            "tandem_breaker_transitions", "Changes of the breaker's state.", ["peer", "to"], registry=registry
-        )
-        self.late = Counter(
-            "tandem_cloud_late_answers", "Answers of the cloud that came after their deadline.",
-            ["peer"], registry=registry,
-        )  # fmt: skip
-        self.connected = Gauge(
-            "tandem_cloud_connected", "1 while there is a connection.", ["peer"], registry=registry
-        )
-        self.link_round_trip = Gauge(
-            "tandem_link_round_trip_seconds", "Round trip to the cloud, estimated.", registry=registry
-        )
-        self.link_bandwidth = Gauge(
-            "tandem_link_bandwidth_bytes_per_second",
-            "Rate of the link to the cloud, estimated; NaN where messages were too small to tell.",
-            ["direction"], registry=registry,
-        )  # fmt: skip
-        self.link_age = Gauge(
-            "tandem_link_estimate_age_seconds", "Since anything was heard from the cloud; infinite before.",
+        self.inflight_limit = Gauge(
+            "tandem_inflight_limit", "Samples that may be at work here, by how late answers are.",
             registry=registry,
         )  # fmt: skip
+        self.waiting = Gauge(
+            "tandem_waiting_samples", "Samples that wait for a run here.", ["priority"], registry=registry
+        )
+        self.shed = Counter(
+            "tandem_shed_requests", "Requests turned away because there was too much to do, by why.",
+            ["priority", "reason"], registry=registry,
+        )  # fmt: skip
+        self._shed = cache(self.shed.labels)
         self.model_info = Gauge(
             "tandem_model_info", "1 for each model served.",
             ["model", "version", "variant", "precision", "digest"], registry=registry,
@@ -150,17 +139,33 @@ class Metrics:
         """Count one answered sample, once, under what really happened to it."""
         self._series[outcome.model.name].record(outcome)
 
+    def add_admission(self, admission: Admission, runner: Runner) -> None:
+        """Show what is let in, what waits and what is turned away."""
+        self.inflight.set_function(lambda: admission.inflight)
+        self.inflight_limit.set_function(lambda: admission.limit)
+        for priority in Priority:
+            self.waiting.labels(priority).set_function(partial(runner.count, priority))
+            for reason in REASONS:
+                self.shed.labels(priority, reason)
+
+    def declined(self, priority: Priority, reason: str) -> None:
+        """Count a request for which there was no room, or no time."""
+        self._shed(priority, reason).inc()
+
     def escalated(self, model: str, route: Route) -> None:
         """Count one call to the cloud, at the moment it is made."""
         self.escalations.labels(model, route).inc()
 
+    def remove_model(self, model: LoadedModel) -> None:
+        """Show a model no more in the version that it has; what it has counted stays."""
+        self.model_info.remove(*_info(model))
+        self.threshold.remove(model.name)
+
     def add_model(self, model: LoadedModel) -> None:
         """Show a model, with its usual series at zero, so that the first event is a rise."""
-        name, variant = model.name, model.manifest.edge_variant
+        name = model.name
         self._series[name] = _Series(self, name)
-        self.model_info.labels(
-            name, model.manifest.version, variant.name, variant.precision, model.digest[:12]
-        ).set(1)
+        self.model_info.labels(*_info(model)).set(1)
         self.threshold.labels(name).set(model.defaults.threshold or 0.0)
         for source, reason in (
             (Source.EDGE, "confident"),
@@ -168,7 +173,10 @@ class Metrics:
             (Source.EDGE_FALLBACK, "cloud_unreachable"),
         ):
             self.requests.labels(name, source, reason)
-        for reason in ("cloud_unreachable", "deadline", "breaker_open", "overloaded"):
+        for reason in (
+            "cloud_unreachable", "deadline", "breaker_open", "overloaded", "throttled", "escalation_budget",
+            "switched_off",
+        ):  # fmt: skip
             self.fallbacks.labels(name, reason)
         for route in (Route.INPUT, Route.FEATURES):
             self.escalations.labels(name, route)
@@ -177,33 +185,8 @@ class Metrics:
         for agree in ("true", "false"):
             self.agreement.labels(name, agree)
 
-    def add_link(self, heard: Callable[[], float], clock: Callable[[], float]) -> None:
-        """Show the age of what is known of the link: since `heard()`, by `clock`."""
-        self.link_age.set_function(lambda: clock() - heard())
 
-    def estimated(self, link: Estimate) -> None:
-        """Show what the link to the cloud is like now."""
-        self.link_round_trip.set(link.round_trip)
-        for way, rate, spread in (("up", link.up, link.up_spread), ("down", link.down, link.down_spread)):
-            self.link_bandwidth.labels(way).set(rate if spread < _KNOWN else math.nan)
-
-    def add_peer(self, peer: str) -> None:
-        """Show a cloud that is not connected yet, its breaker closed."""
-        self.connected.labels(peer).set(0)
-        self.late.labels(peer)
-        self.breaker.labels(peer).set(State.CLOSED)
-        for state in State:
-            self.breaker_transitions.labels(peer, state.name.lower())
-
-    def breaker_changed(self, peer: str, state: State) -> None:
-        """Show and count a change of the breaker's state."""
-        self.breaker.labels(peer).set(state)
-        self.breaker_transitions.labels(peer, state.name.lower()).inc()
-
-    def serve(self, host: str, port: int) -> tuple[WSGIServer, int]:
-        """Serve `/metrics` from a thread; the server and its port. Raises `OSError` for a taken port."""
-        try:
-            server, _ = start_http_server(port, host, registry=self._registry)
-        except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}: {host}:{port}") from error
-        return server, int(server.server_port)
+def _info(model: LoadedModel) -> tuple[str, ...]:
+    """The labels of `tandem_model_info`."""
+    variant = model.manifest.edge_variant
+    return model.name, model.manifest.version, variant.name, variant.precision, model.digest[:12]

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,16 +12,18 @@ from numpy.typing import NDArray
 
 from edge_node.outcome import ModelRef
 from edge_node.policy import Mode, check_mode
-from edge_node.preferences import Preferences
-from edge_node.runner import Timed
+from edge_node.preferences import ModelPreferences
 from edge_node.settings import Settings
+from edge_node.waiting import Timed
 from inference_core.batch_cost import BatchCost
 from inference_core.bundle import Bundle, File, Manifest, load_bundle
 from inference_core.confidence import Row, judge
 from inference_core.engine import TensorSpec
 from inference_core.errors import BundleError, InvalidInput, ModelNotFound, NotReady
+from inference_core.qualification import Qualification
 from inference_core.statistics import Statistics
 from inference_core.tensors import Tensors
+from inference_core.watchdog import Watchdog
 
 PROVIDERS = ("CPUExecutionProvider",)
 _MARGIN_S = 0.005
@@ -56,7 +58,7 @@ class LoadedModel:
     edge: Timed
     heads: Mapping[str, Timed]
     reserve_s: float
-    defaults: Preferences
+    defaults: ModelPreferences
     statistics: Statistics
 
     @property
@@ -140,28 +142,48 @@ class ModelSlots:
         self.ready = True
 
 
-def load_models(settings: Settings) -> list[LoadedModel]:
-    """All bundles in the settings, warmed up and true to their golden outputs.
+def load_models(
+    settings: Settings,
+    *,
+    qualification: Qualification | None = None,
+    watchdog: Watchdog | None = None,
+    loaded: Sequence[LoadedModel] = (),
+) -> list[LoadedModel]:
+    """All bundles in the settings, qualified, warmed up and true to their golden outputs.
 
+    `watchdog` watches their runs. Of those `loaded` already, the ones whose bundle is still the same stay.
     Raises `BundleError`, which names the folder, the file and the rule that it breaks, and also when the
     settings ask of a model what its bundle does not have.
     """
-    models = [_load(load_bundle(Path(folder)), settings) for folder in settings.bundles]
+    known = {model.digest: model for model in loaded}
+    bundles = [load_bundle(Path(folder)) for folder in settings.bundles]
+    if qualification is not None:
+        new = [bundle for bundle in bundles if bundle.digest not in known]
+        qualification.check([(bundle, _files(bundle.manifest)) for bundle in new])
+    models = [known.get(bundle.digest) or _load(bundle, settings, watchdog) for bundle in bundles]
     unknown = settings.models.keys() - {model.name for model in models}
     if unknown:
         raise BundleError(f"EDGE_MODELS: no bundle is of model {min(unknown)!r}")
     return models
 
 
-def _load(bundle: Bundle, settings: Settings) -> LoadedModel:
+def _files(manifest: Manifest) -> list[File]:
+    """What the edge runs of a bundle."""
+    return [manifest.edge_variant, *manifest.heads.values()]
+
+
+def _load(bundle: Bundle, settings: Settings, watchdog: Watchdog | None) -> LoadedModel:
     manifest = bundle.manifest
-    own = settings.models.get(manifest.model, Preferences())
+    own = settings.models.get(manifest.model, ModelPreferences())
     mode = own.mode or settings.mode
-    defaults = Preferences(
+    defaults = ModelPreferences(
         mode=mode,
         cut=own.cut or manifest.edge_variant.cut,
         deadline_ms=own.deadline_ms or settings.deadline_ms,
         threshold=manifest.calibration.threshold if own.threshold is None else own.threshold,
+        priority=own.priority,
+        upload=own.upload,
+        change_threshold=own.change_threshold,
     )
     try:
         cuts = tuple(cut.name for cut in manifest.cuts)
@@ -176,7 +198,7 @@ def _load(bundle: Bundle, settings: Settings) -> LoadedModel:
     statistics = Statistics()
 
     def timed(file: File) -> tuple[Timed, float]:
-        engine = bundle.engine(file, threads=settings.threads, providers=PROVIDERS)
+        engine = bundle.engine(file, threads=settings.threads, providers=PROVIDERS, watchdog=watchdog)
         batches = all(spec.shape[:1] == (-1,) for spec in (*engine.inputs, *engine.outputs))
         cost = BatchCost(time.monotonic)
         seconds = engine.time_runs(bundle.sample(file))

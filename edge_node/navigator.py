@@ -5,7 +5,7 @@ Every escalation, whatever its mode, goes through `Navigator.ask` and teaches it
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from edge_node.cloud import Cloud, CloudAnswer, Query
@@ -162,6 +162,13 @@ class Navigator:
 
         transfer = partial(self._link.transfer, now)
         return [prospect(way, sizes, experience, transfer, decoded=True, made=made) for way in open_ways]
+
+    def keep(self, digests: Collection[str]) -> None:
+        """Forget all bundles but these."""
+        for digest in self._experience.keys() - set(digests):
+            del self._experience[digest]
+        for digest in self._edge_first.keys() - set(digests):
+            del self._edge_first[digest]
 
     def _of(self, model: LoadedModel) -> Experience:
         experience = self._experience.get(model.digest)

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, HTTPException, Path, Request, Response
 
-from edge_node.body import Body, Intake
 from edge_node.dataplane import Dataplane
 from edge_node.front import Call, Handler, Reply
 from edge_node.open_inference_schema import (
@@ -26,13 +25,12 @@ from edge_node.open_inference_schema import (
     STATISTICS,
     Responses,
 )
+from inference_core.body import Body, Intake, read_question
 from inference_core.catalogue import only_ready
-from inference_core.errors import TooLarge
 from inference_core.rest import HEADER_LENGTH, deflate, inflate, parse, render
 from inference_core.unserved import PATHS
 
 _HEADER_LENGTH = HEADER_LENGTH.encode()
-_MAX_QUESTION = 4096
 
 Model = Annotated[str, Path(description="name of a served model", examples=["digits"])]
 Version = Annotated[str, Path(description="its version")]
@@ -59,7 +57,7 @@ def create_open_inference(dataplane: Dataplane) -> APIRouter:
         "/repository/index", summary="Every model's state", responses=INDEX, openapi_extra=INDEX_REQUEST
     )
     async def index(request: Request) -> Response:
-        return _json(catalogue.index(only_ready(await _question(request))))
+        return _json(catalogue.index(only_ready(await read_question(request.stream()))))
 
     # Before the models: the protocol leaves a model called `stats` no other way.
     @router.get("/models/stats", summary="What all models have served", responses=STATISTICS)
@@ -102,16 +100,6 @@ def _add_for_models(
 
 def _told(document: Callable[[str, str], dict[str, Any]]) -> Callable[[str, str], Response]:
     return lambda model, version: _json(document(model, version))
-
-
-async def _question(request: Request) -> bytes:
-    """The body of a request that has hardly anything to say. Raises `TooLarge`."""
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_QUESTION:
-            raise TooLarge(f"body: over the limit of {_MAX_QUESTION} bytes")
-    return body
 
 
 def _refusal(words: str) -> Callable[[], Awaitable[Response]]:

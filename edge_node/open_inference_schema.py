@@ -102,7 +102,7 @@ INFER_REQUEST = _object(
     id=_TEXT | {"description": "comes back in the answer"},
     parameters=_parameters(
         "`binary_data_output`: all outputs as bytes; `tandem_mode`, `tandem_cut`, `tandem_deadline_ms`, "
-        "`tandem_threshold`: as the devices' interface has them"
+        "`tandem_threshold`, `tandem_priority`, `tandem_keep`: as the devices' interface has them"
     ),
     inputs=_list(_tensor("one input; the first axis holds the samples")),
     outputs=_list(

@@ -53,7 +53,8 @@ class Outcome:
     `edge` is None when the edge model did not run. `degraded` is true when the answer is not what the
     mode wanted. `cut` is the split's, None for other modes. `way` is what went up where the cloud answered:
     `image`, `tensor`, `features.<cut>`, `features.<cut>.packed`. In mode `auto`, `predicted_ms` is when the
-    answer was expected, and `prospects_ms` when by each way that there was, both from the arrival.
+    answer was expected, and `prospects_ms` when by each way that there was, both from the arrival. `kept` is
+    the key under which the sample lies in the outbox, on disk, where the request has asked for that.
     """
 
     id: str
@@ -72,6 +73,7 @@ class Outcome:
     way: str | None = None
     predicted_ms: float | None = None
     prospects_ms: dict[str, float] = field(default_factory=dict)
+    kept: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

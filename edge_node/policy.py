@@ -96,6 +96,14 @@ def edge_first(mode: Mode, cut: str | None, exit_cut: str | None) -> bool:
     return mode in (Mode.EDGE, Mode.CASCADE) or (mode is Mode.SPLIT and cut is not None and cut == exit_cut)
 
 
+def may_leave(privacy: Privacy, route: Route) -> bool:
+    """Whether what `route` sends up may leave the node. The one place that says what privacy means: for
+    requests by every mode and way, and for the samples that are kept and forwarded later."""
+    if route is Route.INPUT:
+        return privacy is Privacy.ANY
+    return route is Route.EDGE or privacy is not Privacy.NOTHING
+
+
 def decide(
     mode: Mode,
     confidence: float | None,
@@ -118,7 +126,8 @@ def decide(
         return Decision(Route.EDGE, "confident")
     if not has_cloud:
         return Decision(Route.EDGE, "no_cloud", degraded=True)
-    if privacy is Privacy.NOTHING or (privacy is Privacy.FEATURES and mode in (Mode.CLOUD, Mode.CASCADE)):
+    # In mode `auto`, features are among the ways that there are.
+    if not may_leave(privacy, Route.FEATURES if mode in (Mode.SPLIT, Mode.AUTO) else Route.INPUT):
         return Decision(Route.EDGE, "privacy", degraded=True)
     if budget.cloud_s < LEAST_CLOUD_S:
         return Decision(Route.EDGE, "budget", degraded=True)

@@ -2,13 +2,13 @@
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from edge_node.metrics import Metrics
-from inference_core.errors import Overloaded, TandemError, http_status
+from inference_core.errors import Overloaded, TandemError, Unauthenticated, http_status, shortened
 
 _CLIENT_CLOSED = 499  # nginx's number for a client that hung up; nobody is left to read it
 _log = logging.getLogger(__name__)
@@ -31,8 +31,12 @@ class Refusals:
 
     def refuse(self, method: str, path: str, error: Exception) -> Refusal:
         """What the sender of this request is told; faults that are ours are logged, and not told."""
-        made = _refusal(method, path, error)
-        return self.count(path, made)
+        made = _refusal(method, shortened(path), error)
+        return self.count(path, replace(made, message=shortened(made.message)))
+
+    def tell(self, path: str, status: int, message: str) -> Refusal:
+        """The refusal that the sender of a request for `path` has been told already."""
+        return self.count(path, Refusal(status, message))
 
     def count(self, path: str, refusal: Refusal) -> Refusal:
         """Count a refusal of a request for `path`."""
@@ -45,11 +49,13 @@ def _refusal(method: str, path: str, error: Exception) -> Refusal:
     if isinstance(error, Overloaded):
         headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
         return Refusal(http_status(error), str(error), headers)
+    if isinstance(error, Unauthenticated):
+        return Refusal(http_status(error), str(error), {"WWW-Authenticate": 'Bearer realm="tandem"'})
     if isinstance(error, TandemError):
         status = http_status(error)
         if status < 500:
             return Refusal(status, str(error))
-        _log.error("%s %s failed", method, path, exc_info=error)
+        _log.error("%s %s failed: %s", method, path, error)
         return Refusal(status, "the model failed; the service's log has the details")
     if isinstance(error, HTTPException):
         return Refusal(error.status_code, f"{method} {path}: {error.detail}", dict(error.headers or {}))

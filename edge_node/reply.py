@@ -44,15 +44,36 @@ REFUSALS: dict[grpc.StatusCode, Callable[[str], CloudUnavailable]] = {
 }
 
 
-def refusal(code: grpc.StatusCode, text: str) -> CloudUnavailable:
-    """What a status other than OK makes of a request."""
-    return REFUSALS[code](f"{code.name}: {text}")
+# Which of the refusals with one status it is, where that makes a difference: a parameter of the answer on a
+# stream, trailing metadata of a call.
+REASON = "tandem_reason"
+REASON_KEY = "tandem-reason"
+TOO_LARGE = "too_large"
+_OVER_THE_LIMIT = "larger than max"  # gRPC's own words, which is all that it says
+
+
+def refusal(code: grpc.StatusCode, text: str, reason: str = "") -> CloudUnavailable:
+    """What a status other than OK makes of a request; `reason` is what the cloud has said beside it."""
+    message = f"{code.name}: {text}"
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and (reason == TOO_LARGE or _OVER_THE_LIMIT in text):
+        return CloudRefused(message, TOO_LARGE)
+    return REFUSALS[code](message)
+
+
+def failure(error: grpc.aio.AioRpcError) -> CloudUnavailable:
+    """What the failure of a call makes of its request."""
+    metadata = error.trailing_metadata() or ()
+    reason = next((value for key, value in metadata if key == REASON_KEY), "")
+    return refusal(error.code(), error.details() or "", str(reason))
 
 
 def stated(response: oip.ModelStreamInferResponse) -> CloudUnavailable:
     """What an answer with an `error_message` makes of its request; other servers name no status."""
-    name = response.infer_response.parameters[STATUS].string_param
-    return refusal(grpc.StatusCode.__members__.get(name, grpc.StatusCode.UNKNOWN), response.error_message)
+    parameters = response.infer_response.parameters
+    code = grpc.StatusCode.__members__.get(parameters[STATUS].string_param, grpc.StatusCode.UNKNOWN)
+    error = refusal(code, response.error_message, parameters[REASON].string_param)
+    error.stated = True
+    return error
 
 
 def parsed(data: bytes) -> oip.ModelInferResponse:

@@ -1,5 +1,6 @@
 """A request on its way through joint inference: asked, settled, and in the end its outcome."""
 
+import math
 import time
 from dataclasses import dataclass, field
 from secrets import token_hex
@@ -12,11 +13,13 @@ from edge_node.cloud import CloudAnswer
 from edge_node.model_slot import EdgeRun, LoadedModel
 from edge_node.outcome import Answer, EdgeAnswer, Outcome, rank
 from edge_node.policy import Budget, Decision, Mode, Source
-from edge_node.preferences import Preferences
+from edge_node.preferences import MAX_DEADLINE_MS, Wishes
 from edge_node.routes import Way
 from inference_core.confidence import Row, Scorer, judge
+from inference_core.priority import Priority
 
-NO_PREFERENCES = Preferences()
+_MOST_MARGIN = 0.25  # of what a request has left
+NO_PREFERENCES = Wishes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +36,23 @@ class Ask:
     sample: bytes | NDArray[Any]
     arrived: float
     id: str = ""
-    wants: Preferences = NO_PREFERENCES
+    wants: Wishes = NO_PREFERENCES
     top_k: int = 5
+
+    @property
+    def wants_ms(self) -> int:
+        """The milliseconds from its arrival to its deadline."""
+        return self.wants.deadline_ms or self.model.defaults.deadline_ms or MAX_DEADLINE_MS
 
 
 @dataclass(slots=True)
 class Request:
     """An ask with every open question settled, and what has become of it so far.
 
-    `timings_ms` are the milliseconds of each stage. `way` is what went up, and `made_s` the
-    seconds that it took to make; in mode `auto` it was expected to
-    end `predicted_ms` after the arrival, and `prospects_ms` says the same of every way there was.
+    A run here that would end after `due` is not begun once it has waited; `margin_s` is what an answer in
+    hand may take until it is sent. `timings_ms` are the milliseconds of each stage. `way` is what went up,
+    and `made_s` the seconds that it took to make; in mode `auto` it was expected to end `predicted_ms` after
+    the arrival, and `prospects_ms` says the same of every way there was.
     """
 
     ask: Ask
@@ -53,6 +62,9 @@ class Request:
     cut: str | None
     threshold: float
     deadline: float
+    priority: Priority = Priority.NORMAL
+    due: float = math.inf
+    margin_s: float = 0.0
     timings_ms: dict[str, float] = field(default_factory=dict)
     way: Way | None = None
     made_s: float = 0.0
@@ -64,12 +76,19 @@ class Request:
         self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + seconds * 1000
 
     def budget(self, seen: EdgeRun | None) -> Budget:
-        """What is left, and what an answer by the edge would take of it: nothing once it is in hand."""
-        reserve = self.model.reserve_s if seen is None else 0.0
-        return Budget(self.deadline - time.monotonic(), reserve)
+        """What is left, and what an answer by the edge would take of it: a margin, a quarter of what is left
+        at most, and the model's run where that is not in hand."""
+        left = self.deadline - time.monotonic()
+        margin = min(self.margin_s, left * _MOST_MARGIN)
+        return Budget(left, margin if seen is not None else self.model.reserve_s + margin)
 
 
-def settle(ask: Ask) -> Request:
+def priority_of(ask: Ask) -> Priority:
+    """The class of a request: its own word, else that of the model's settings."""
+    return ask.wants.priority or ask.model.defaults.priority or Priority.NORMAL
+
+
+def settle(ask: Ask, due: float = math.inf, margin_s: float = 0.0) -> Request:
     """Fill in from the model's settings what the ask leaves open; `InvalidInput` where it cannot be."""
     wants, model, defaults = ask.wants, ask.model, ask.model.defaults
     mode = wants.mode or defaults.mode
@@ -86,6 +105,9 @@ def settle(ask: Ask) -> Request:
         policy.check_mode(mode, cut, model.cuts),
         threshold,
         ask.arrived + deadline_ms / 1000,
+        priority_of(ask),
+        due,
+        margin_s,
     )
 
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from edge_node.experience import Experience
 from edge_node.link import Transfer
-from edge_node.policy import Privacy
+from edge_node.policy import Privacy, Route, may_leave
 
 EXPLORED = 0.02  # share of the escalations that try a way about which too little is known
 _UNKNOWN = 0.25  # spread of a prospect, as a share of it, from which it is worth a try
@@ -76,9 +76,9 @@ class Choice:
 def ways(*, image: bool, cuts: Iterable[str], packs: bool, privacy: Privacy) -> tuple[Way, ...]:
     """Every way that is open. `image` says whether the sample came as one that the cloud can decode, `packs`
     whether the cloud unpacks features."""
-    if privacy is Privacy.NOTHING:
-        return ()
-    whole = [Way(Kind.IMAGE)] * image + [Way(Kind.TENSOR)] if privacy is Privacy.ANY else []
+    whole = [Way(Kind.IMAGE)] * image + [Way(Kind.TENSOR)] if may_leave(privacy, Route.INPUT) else []
+    if not may_leave(privacy, Route.FEATURES):
+        cuts = ()
     forms = (False, True) if packs else (False,)
     return (*whole, *(Way(Kind.FEATURES, cut, packed) for cut in cuts for packed in forms))
 

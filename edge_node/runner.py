@@ -1,72 +1,26 @@
-"""Runs models for everyone who waits, first come, first served.
+"""Runs models for everyone who waits: by priority, and in each class first come, first served.
 
-A short run happens on the event loop itself: to hand it to a thread and back would cost more than it saves.
-Longer ones go to the pool, as many at a time as it has workers. Which is which was measured at load. Where
-several wait for the same model and `BatchCost` says that it pays, they share one run.
+Who has waited so long that the answer would be late is refused instead of run. A short run happens on the
+event loop itself: to hand it to a thread and back would cost more than it saves. Longer ones go to the pool,
+as many at a time as it has workers. Which is which was measured at load. Where several wait for the same
+model and `BatchCost` says that it pays, they share one run.
 """
 
 import asyncio
-from collections import deque
+import math
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
-from inference_core.batch_cost import BatchCost
-from inference_core.engine import Engine
-from inference_core.errors import ModelError, NotReady
+from edge_node.waiting import Run, Timed, Waiting, fail, joined, share
+from inference_core.errors import InvalidInput, ModelError, NotReady, Overloaded
+from inference_core.line import Line
+from inference_core.priority import Priority
 from inference_core.tensors import Tensors
 
 _STOPPING = "the service is stopping"
 # What runs may take of one turn of the loop, before it reads again: so that who came first is known.
 _TURN_S = 0.0005
-
-
-@dataclass(frozen=True, slots=True)
-class Timed:
-    """An engine, what its runs have cost so far, and the most samples one run may take.
-
-    `inline` says that its runs are so short that they happen on the loop; `on_run` is told the samples and
-    the seconds of each.
-    """
-
-    engine: Engine
-    cost: BatchCost
-    max_batch: int
-    inline: bool
-    on_run: Callable[[int, float], object]
-
-    def ran(self, samples: int, seconds: float) -> None:
-        """Take note of a run."""
-        self.cost.observe(samples, seconds)
-        self.on_run(samples, seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One caller's outputs, the seconds that it waited and that its run took, and that run's samples."""
-
-    outputs: Tensors
-    queue_s: float
-    seconds: float
-    samples: int
-
-
-@dataclass(eq=False, slots=True)
-class _Waiting:
-    """A caller."""
-
-    model: Timed
-    inputs: Tensors
-    since: float
-    future: asyncio.Future[Run]
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Only inputs of the same shapes can be joined: a model may leave any axis free."""
-        return [self.inputs[name].shape for name in sorted(self.inputs)]
 
 
 class Runner:
@@ -78,9 +32,10 @@ class Runner:
         self._executor = executor
         self._workers = workers
         self._clock = clock
-        self._inline: deque[_Waiting] = deque()
-        self._pooled: deque[_Waiting] = deque()
-        self._on_pool = 0
+        self._inline: Line[Waiting] = Line()
+        self._pooled: Line[Waiting] = Line()
+        # Of each run on the pool: when it is expected to end.
+        self._ends: dict[asyncio.Future[tuple[float, Tensors, float]], float] = {}
         # Of this turn of the loop: the seconds that runs took, how many arrived, whether its end is seen to;
         # and how many arrived in the last turn in which anybody did.
         self._spent_s = 0.0
@@ -93,10 +48,51 @@ class Runner:
         """Samples that wait for a run."""
         return len(self._inline) + len(self._pooled)
 
-    async def run(self, model: Timed, inputs: Tensors) -> Run:
-        """Run one sample, whose inputs have been checked. Raises `ModelError`; cancelling disturbs no one."""
+    def count(self, priority: Priority) -> int:
+        """How many of this class wait for a run."""
+        return self._inline.count(priority) + self._pooled.count(priority)
+
+    def wait_s(self, model: Timed, priority: Priority) -> float:
+        """The seconds until a sample of this class that came now would be run, as runs have been."""
+        if model.inline:
+            return self._inline.ahead(priority) if self._inline else 0.0
+        if not self._pooled and len(self._ends) < self._workers:
+            return 0.0
+        return (self._pooled.ahead(priority) + self._left_s()) / self._workers
+
+    @property
+    def drain_s(self) -> float:
+        """The seconds until everyone who waits now has had a run."""
+        return self._inline.work + (self._pooled.work + self._left_s()) / self._workers
+
+    def displace(self, priority: Priority) -> bool:
+        """Refuse one of a lower class, the newest of the least that waits; False where there is none."""
+        for line in (self._pooled, self._inline):
+            for waiting in line.displaced(priority, "", 0.0, math.ulp(0.0)):
+                line.leave([waiting])
+                error = Overloaded(
+                    f"a {priority.value} request was let in instead", self.drain_s, "displaced"
+                )
+                fail([waiting], error)
+                return True
+        return False
+
+    async def run(
+        self,
+        model: Timed,
+        inputs: Tensors,
+        *,
+        deadline: float = math.inf,
+        priority: Priority = Priority.NORMAL,
+        at_once: bool = False,
+    ) -> Run:
+        """Run one sample, whose inputs have been checked, before others of its class if `at_once`.
+
+        Raises `ModelError`, and `Overloaded` when those before it make it late: `deadline` is a time on the
+        clock. Cancelling disturbs no one.
+        """
         if not model.inline:
-            future = self._line_up(self._pooled, model, inputs)
+            future = self._line_up(self._pooled, model, inputs, deadline, priority, at_once)
             self._fill_pool()
             return await future
         self._arrived += 1
@@ -105,16 +101,31 @@ class Runner:
             asyncio.get_running_loop().call_soon(self._end_turn)
         gathering = self._crowd > 1 and model.cost.pays(2)
         if self._inline or gathering or self._spent_s >= _TURN_S:
-            return await self._line_up(self._inline, model, inputs)
+            return await self._line_up(self._inline, model, inputs, deadline, priority, at_once)
         outputs, seconds = self._compute(model, inputs)
         self._spent_s += seconds
         model.ran(1, seconds)
         return Run(outputs, 0.0, seconds, 1)
 
-    def _line_up(self, line: deque[_Waiting], model: Timed, inputs: Tensors) -> asyncio.Future[Run]:
+    def _line_up(
+        self,
+        line: Line[Waiting],
+        model: Timed,
+        inputs: Tensors,
+        deadline: float,
+        priority: Priority,
+        at_once: bool,
+    ) -> asyncio.Future[Run]:
         future: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
-        line.append(_Waiting(model, inputs, self._clock(), future))
+        work = model.cost.each(model.max_batch) or 0.0
+        waiting = Waiting(model, inputs, self._clock(), deadline, priority, work, future)
+        line.add(waiting, at_once=at_once)
         return future
+
+    def _left_s(self) -> float:
+        """The seconds that runs on the pool are expected to take still, all together."""
+        now = self._clock()
+        return sum(max(end - now, 0.0) for end in self._ends.values())
 
     def _end_turn(self) -> None:
         """Begin the next turn's runs with those who wait; what then is left of the turn is for who comes."""
@@ -125,9 +136,9 @@ class Runner:
             try:
                 ran = self._attempt(batch)
             except Exception as error:  # noqa: BLE001 - whatever it is, its callers get it
-                _fail(batch, error)
+                self._lost(self._inline, batch, error)
             else:
-                _share(batch, *ran)
+                share(batch, *ran)
             self._spent_s += self._clock() - started
         if self._inline or self._spent_s:
             self._turn_ends = True
@@ -135,76 +146,77 @@ class Runner:
 
     def _fill_pool(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._on_pool < self._workers and (batch := self._take(self._pooled)):
+        while len(self._ends) < self._workers and (batch := self._take(self._pooled)):
             try:
                 job = loop.run_in_executor(self._executor, self._attempt, batch)
             except RuntimeError:  # the pool has been shut down: nobody else will be answered either
-                _fail(batch, NotReady(_STOPPING))
+                fail(batch, NotReady(_STOPPING))
                 continue
-            self._on_pool += 1
+            self._ends[job] = self._clock() + (batch[0].model.cost.seconds(len(batch)) or 0.0)
             job.add_done_callback(partial(self._ended, batch))
 
-    def _attempt(self, batch: list[_Waiting]) -> tuple[float, Tensors, float]:
+    def _attempt(self, batch: list[Waiting]) -> tuple[float, Tensors, float]:
         model, samples, started = batch[0].model, len(batch), self._clock()
-        outputs, seconds = self._compute(model, _joined(batch))
+        outputs, seconds = self._compute(model, joined(batch))
         for name, array in outputs.items() if samples > 1 else ():
             if array.shape[:1] != (samples,):
                 raise ModelError(f"{model.engine.name}: output {name!r} has not {samples} rows")
         return started, outputs, seconds
 
-    def _ended(self, batch: list[_Waiting], job: asyncio.Future[tuple[float, Tensors, float]]) -> None:
-        self._on_pool -= 1
+    def _ended(self, batch: list[Waiting], job: asyncio.Future[tuple[float, Tensors, float]]) -> None:
+        del self._ends[job]
         error = NotReady(_STOPPING) if job.cancelled() else job.exception()
         if error is None:
-            _share(batch, *job.result())
+            share(batch, *job.result())
         else:
-            _fail(batch, error)
+            self._lost(self._pooled, batch, error)
         self._fill_pool()
 
-    def _take(self, line: deque[_Waiting]) -> list[_Waiting]:
-        """The first who still waits, and as many of the same model as share the run with it."""
-        while line and line[0].future.done():
-            line.popleft()
+    def _lost(self, line: Line[Waiting], batch: list[Waiting], error: BaseException) -> None:
+        """A run has failed. Where the values of one are to blame, each gets a run of its own."""
+        if len(batch) == 1 or not isinstance(error, InvalidInput):
+            fail(batch, error)
+            return
+        for waiting in batch:
+            waiting.alone = True
+            line.add(waiting, at_once=True)
+
+    def _take(self, line: Line[Waiting]) -> list[Waiting]:
+        """The next who can still be in time, and as many of the same model as share the run with it."""
         if not line:
             return []
-        first = line.popleft()
+        now, gone, first = self._clock(), [], None
+        for waiting in line:
+            if not waiting.future.done():
+                if not waiting.has_become_late(now):
+                    first = waiting
+                    break
+                words = f"waited {now - waiting.since:.3f} s for a run, and would be late"
+                waiting.future.set_exception(Overloaded(words, self.drain_s, "expired"))
+            gone.append(waiting)
+        if gone:
+            line.leave(gone)
+        if first is None:
+            return []
+        batch = [first, *self._company(line, first, now)]
+        line.take(batch)
+        return batch
+
+    def _company(self, line: Line[Waiting], first: Waiting, now: float) -> list[Waiting]:
+        """Who shares a run with `first`: where that pays, and nobody is late for it."""
         model = first.model
-        if not line or model.max_batch == 1:
-            return [first]
-        alike = [
-            other
-            for other in line
-            if other.model is model and other.shapes == first.shapes and not other.future.done()
-        ]
+        if len(line) == 1 or model.max_batch == 1 or first.alone:
+            return []
+        alike = [other for other in line if other is not first and other.joins(first)]
         company = alike[: model.cost.best(len(alike) + 1, model.max_batch) - 1]
-        for other in company:
-            line.remove(other)
-        return [first, *company]
+        if company:
+            soonest = now + (model.cost.seconds(1) or 0.0)
+            due = min((w.deadline for w in (first, *company) if w.deadline >= soonest), default=math.inf)
+            while company and now + (model.cost.seconds(len(company) + 1) or 0.0) > due:
+                company.pop()
+        return company
 
     def _compute(self, model: Timed, inputs: Tensors) -> tuple[Tensors, float]:
         started = self._clock()
         outputs = model.engine.compute(inputs)
         return outputs, self._clock() - started
-
-
-def _joined(batch: list[_Waiting]) -> Tensors:
-    first = batch[0].inputs
-    if len(batch) == 1:
-        return first
-    return {name: np.concatenate([waiting.inputs[name] for waiting in batch]) for name in first}
-
-
-def _share(batch: list[_Waiting], started: float, outputs: Tensors, seconds: float) -> None:
-    """Give everyone the row that is theirs."""
-    samples = len(batch)
-    batch[0].model.ran(samples, seconds)
-    for row, waiting in enumerate(batch):
-        if not waiting.future.done():
-            own = {name: array[row : row + 1] for name, array in outputs.items()} if samples > 1 else outputs
-            waiting.future.set_result(Run(own, started - waiting.since, seconds, samples))
-
-
-def _fail(batch: list[_Waiting], error: BaseException) -> None:
-    for waiting in batch:
-        if not waiting.future.done():
-            waiting.future.set_exception(error)

@@ -8,14 +8,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from edge_node.policy import Mode, Payload, Privacy
-from edge_node.preferences import Milliseconds, Preferences
+from edge_node.preferences import Milliseconds, ModelPreferences
 
 PREFIX = "EDGE_"
 Port = Annotated[int, Field(ge=0, le=65535)]
+Peer = Annotated[str, Field(pattern=r"^.+:\d{1,5}$|^(dns|ipv4|ipv6|unix):.+$")]
+File = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
 
 
 def _split(value: object) -> object:
@@ -45,17 +47,22 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     http_port: Port = Field(8000, description="port of the REST interfaces; 0 picks a free one")
     grpc_port: Port = Field(8001, description="port of the gRPC interface; 0 picks a free one")
-    metrics_port: Port = Field(8002, description="port of /metrics; 0 picks a free one")
-    cloud: str = Field(
-        "127.0.0.1:9001",
-        pattern=r"^$|^.+:\d{1,5}$|^(dns|ipv4|ipv6|unix):.+$",
-        description="host:port of the cloud's gRPC; empty for no cloud",
+    metrics_port: Port = Field(8002, description="port of /metrics and /admin; 0 picks a free one")
+    metrics_host: str = Field("127.0.0.1", description="address of the port of /metrics and /admin")
+    admin_token: SecretStr = Field(
+        SecretStr(""), description="what /admin asks for, as Bearer; empty lets this machine only"
+    )
+    cloud: Annotated[tuple[Peer, ...], NoDecode, BeforeValidator(_split)] = Field(
+        ("127.0.0.1:9001",),
+        max_length=16,
+        description="host:port of the cloud's gRPC; several, comma separated, take turns; empty for no cloud",
     )
     mode: Mode = Field(Mode.CASCADE, description="edge, cloud, cascade, split or auto, unless a request says")
     deadline_ms: Milliseconds = Field(200, description="milliseconds to an answer, unless a request says")
-    models: Annotated[dict[str, Preferences], NoDecode, BeforeValidator(_from_json)] = Field(
+    models: Annotated[dict[str, ModelPreferences], NoDecode, BeforeValidator(_from_json)] = Field(
         default_factory=dict,
-        description='JSON of mode, cut, deadline_ms, threshold per model: {"digits": {"mode": "edge"}}',
+        description="JSON of mode, cut, deadline_ms, threshold, priority, upload, change_threshold "
+        'per model: {"digits": {"mode": "edge"}}',
     )
     payload: Payload = Field(
         Payload.SMALLEST,
@@ -64,6 +71,27 @@ class Settings(BaseSettings):
     privacy: Privacy = Field(
         Privacy.ANY,
         description="what may leave this node: any, features-only or never-leaves-the-edge",
+    )
+    outbox: File = Field(
+        None,
+        description="file of the samples that are kept for the cloud to learn from, in a folder that exists; "
+        "empty for none",
+    )
+    outbox_synchronous: Literal["full", "normal"] = Field(
+        "full",
+        description="full loses no acknowledged sample when the power goes; normal may lose the last",
+    )
+    outbox_max_bytes: int = Field(
+        256 << 20, ge=4096, le=1 << 40, description="bytes of the samples on disk, at most"
+    )
+    outbox_max_age_h: float = Field(
+        336.0, gt=0, le=87_600, description="hours after which a sample is dropped, forwarded or not"
+    )
+    outbox_share: float = Field(
+        0.1, gt=0, le=1, description="share of the link's rate that forwarding samples may take"
+    )
+    confident_audit_rate: float = Field(
+        0.01, ge=0, le=1, description="share of the confident answers whose samples are kept, as audits"
     )
     node_id: str = Field(
         default_factory=platform.node,
@@ -79,19 +107,58 @@ class Settings(BaseSettings):
         description="model runs at the same time; default is one per core",
     )
     inline_ms: float = Field(
-        default_factory=lambda: 0.5 if _cores() > 1 else 10.0,
+        default_factory=lambda: 0.5 if _cores() > 1 else 2.0,
         ge=0,
         le=100,
-        description="milliseconds up to which a model runs without a thread; default is 0.5, on one core 10",
+        description="milliseconds up to which a model runs without a thread; default is 0.5, on one core 2",
     )
     max_batch: int = Field(
         8, ge=1, le=256, description="samples in one model run, at most, where batching pays; 1 for never"
     )
+    run_limit_ms: int = Field(
+        10_000, ge=100, le=3_600_000, description="milliseconds after which a model run is ended, at least"
+    )
+    qualify_s: float = Field(
+        60.0,
+        ge=0,
+        le=86_400,
+        description="seconds a bundle's first runs may take, in a process of their own; 0: none",
+    )
+    qualify_memory_mb: int = Field(
+        6144, ge=256, le=1 << 20, description="MiB of address space that those first runs may take"
+    )
     max_inflight: int = Field(128, ge=1, le=100_000, description="requests being answered; more are told 503")
+    adaptive_limit: bool = Field(
+        True, description="refuse at once what would be late; false lets in whatever EDGE_MAX_INFLIGHT does"
+    )
     max_rows: int = Field(64, ge=1, le=1024, description="samples in one Open Inference request, at most")
     max_body_bytes: int = Field(16 << 20, ge=1024, le=1 << 30, description="bytes of one request, at most")
     max_held_bytes: int = Field(
-        128 << 20, ge=1024, le=1 << 40, description="bytes of all REST requests in memory, at most; then 503"
+        128 << 20, ge=1024, le=1 << 40, description="bytes of all requests in memory, at most; then 503"
+    )
+    max_connections: int = Field(
+        1000, ge=1, le=100_000, description="connections of REST, and of gRPC, open at a time; then 503"
+    )
+    max_calls: int = Field(
+        512,
+        ge=1,
+        le=100_000,
+        description="gRPC calls, streams among them, at a time; then RESOURCE_EXHAUSTED",
+    )
+    max_header_bytes: int = Field(
+        16 << 10, ge=1024, le=1 << 20, description="bytes of a request's line and headers, at most"
+    )
+    head_timeout_ms: int = Field(
+        10_000, ge=100, le=600_000, description="milliseconds until a request's headers must be complete"
+    )
+    body_timeout_ms: int = Field(
+        30_000,
+        ge=100,
+        le=3_600_000,
+        description="milliseconds to send a body, and to take an answer; then 408",
+    )
+    idle_timeout_ms: int = Field(
+        30_000, ge=100, le=3_600_000, description="milliseconds an idle connection is kept open"
     )
     max_pixels: int = Field(
         16_000_000, ge=1, le=89_000_000, description="pixels of one image, at most, judged before decoding"
@@ -99,11 +166,56 @@ class Settings(BaseSettings):
     connect_timeout_ms: int = Field(
         2000, ge=100, le=60_000, description="milliseconds one attempt to connect to the cloud may take"
     )
+    reserve_ms: float = Field(
+        3.0, ge=0, le=1000, description="milliseconds kept back from the cloud for an answer to be in time"
+    )
     breaker_failures: int = Field(
         5, ge=1, le=1000, description="failures in a row after which the cloud is left alone"
     )
+    breaker_window: int = Field(
+        50, ge=1, le=1000, description="calls among which the share of failures is looked at"
+    )
+    breaker_share: float = Field(
+        0.5, gt=0, le=1, description="share of failures, as many as in a row at least, that does the same"
+    )
+    breaker_slow_ms: int = Field(
+        0, ge=0, le=600_000, description="milliseconds from which an answer counts as a failure; 0 for never"
+    )
     breaker_open_ms: int = Field(
         500, ge=10, le=600_000, description="milliseconds the cloud is left alone before the next try"
+    )
+    hedge: bool = Field(False, description="ask again what takes longer than 95 % do, 5 % more at most")
+    escalate: bool = Field(True, description="whether anything is sent up; may be switched while it runs")
+    min_escalation_interval_ms: int = Field(
+        0, ge=0, le=86_400_000, description="milliseconds between two escalations, at least"
+    )
+    max_escalations_per_s: float = Field(
+        0, ge=0, le=1e6, description="escalations a second, at most; 0 for any number"
+    )
+    max_escalation_bytes_per_s: int = Field(
+        0, ge=0, le=1 << 40, description="bytes sent up a second, at most; 0 for any number"
+    )
+    max_escalation_bytes_per_day: int = Field(
+        0, ge=0, le=1 << 50, description="bytes sent up in 24 hours, at most; 0 for any number"
+    )
+    api_keys: File = Field(
+        None, description="TOML or JSON file of the devices' API keys; taken again when it changes"
+    )
+    tls_cert: File = Field(None, description="PEM file of the certificate for devices; empty for no TLS")
+    tls_key: File = Field(None, description="PEM file of that certificate's key, without a password")
+    cloud_tls_ca: File = Field(
+        None, description="PEM file of the authorities of the cloud's certificate; empty for no TLS"
+    )
+    cloud_tls_cert: File = Field(None, description="PEM file of the certificate that the cloud is shown")
+    cloud_tls_key: File = Field(None, description="PEM file of that certificate's key, without a password")
+    cloud_tls_name: str = Field(
+        "", max_length=253, description="name in the cloud's certificate, if not the one in EDGE_CLOUD"
+    )
+    insecure: bool = Field(
+        False, description="true serves whoever comes, beyond this machine and without keys"
+    )
+    drain_ms: int = Field(
+        0, ge=0, le=600_000, description="milliseconds between saying not ready and refusing, at shutdown"
     )
     shutdown_ms: int = Field(
         5000, ge=0, le=600_000, description="milliseconds that requests in flight get at shutdown"

@@ -7,6 +7,7 @@ is given here and never twice on a stream.
 import asyncio
 import contextlib
 import itertools
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -62,6 +63,7 @@ class Stream:
         self._retired = False
         self._answered = False
         self._end: tuple[grpc.StatusCode, str] | None = None
+        self.heard_at = 0.0  # the monotonic time of the last answer
         self._writer = asyncio.create_task(self._write(), name="cloud stream, up")
         self._reader = asyncio.create_task(self._read(), name="cloud stream, down")
 
@@ -153,6 +155,7 @@ class Stream:
             self._writer.cancel()
 
     def _deliver(self, data: Any) -> None:
+        self.heard_at = time.monotonic()
         response = oip.ModelStreamInferResponse.FromString(data)
         key, failed = response.infer_response.id, bool(response.error_message)
         asked = self._asked.get(key)

@@ -20,20 +20,22 @@ from onnx import TensorProto, helper
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
+from edge_node.admission import Admission, create_limit
 from edge_node.app import create_app
-from edge_node.body import Intake
 from edge_node.cloud import Cloud, CloudAnswer, Query
 from edge_node.dataplane import Dataplane
 from edge_node.front import Front
 from edge_node.joint import JointInference
+from edge_node.keeper import Keeper
 from edge_node.metrics import Metrics
 from edge_node.model_slot import PROVIDERS, ModelSlots, load_models
 from edge_node.navigator import Navigator
 from edge_node.outcome import Outcome
-from edge_node.preferences import Preferences
+from edge_node.preferences import Wishes
 from edge_node.request import Ask
 from edge_node.runner import Runner
 from edge_node.settings import Settings
+from inference_core.body import Intake
 from inference_core.bundle import load_bundle
 from inference_core.errors import CloudUnavailable, DeadlineExceeded
 from inference_core.tensors import Parameter, to_request
@@ -58,7 +60,7 @@ class CloudSimulator:
         self.parameters: dict[str, Parameter] = {}
         self._bundles = {bundle.manifest.model: bundle for bundle in map(load_bundle, folders)}
 
-    def check(self) -> None:
+    def check(self, timeout_s: float) -> None:
         if self.absent is not None:
             raise self.absent
 
@@ -103,6 +105,7 @@ class Node:
         *bundles: Path,
         cloud: Cloud | None = None,
         navigator: Navigator | None = None,
+        keeper: Keeper | None = None,
         loaded: bool = True,
         **changes: Any,
     ) -> None:
@@ -115,17 +118,27 @@ class Node:
         self.cloud = cloud
         self.executor = ThreadPoolExecutor(2)
         self.edge_runs: list[int] = []
-        self.runner = Runner(self.executor, workers=2, clock=time.perf_counter)
+        self.lag_s = 0.0
+        self.runner = Runner(self.executor, workers=2, clock=time.monotonic)
         self.joint = JointInference(
             cloud,
             self.metrics,
             self.runner,
             self.executor,
             navigator=navigator,
+            keeper=keeper,
             payload=self.settings.payload,
             privacy=self.settings.privacy,
             max_pixels=self.settings.max_pixels,
-            max_inflight=self.settings.max_inflight,
+            admission=Admission(
+                self.runner,
+                max_inflight=self.settings.max_inflight,
+                limit=create_limit(self.settings),
+                clock=time.monotonic,
+                on_shed=self.metrics.declined,
+            ),
+            reserve_s=self.settings.reserve_ms / 1000,
+            lag=lambda: self.lag_s,
         )
         self.dataplane = Dataplane(self.slots, self.joint, version="1.2.3", max_rows=self.settings.max_rows)
         if loaded:
@@ -157,7 +170,7 @@ class Node:
         loaded = self.slots.get(model, version)
         if not isinstance(sample, bytes):
             loaded.check({loaded.manifest.input.name: sample})
-        ask = Ask(loaded, sample, time.monotonic() - late_s, request_id, Preferences(**wants), top_k)
+        ask = Ask(loaded, sample, time.monotonic() - late_s, request_id, Wishes(**wants), top_k)
         return (await self.joint.infer(ask)).outcome
 
     def value(self, name: str, **labels: str) -> float:
@@ -188,7 +201,7 @@ def node(*bundles: Path, **changes: Any) -> Iterator[Node]:
 
 
 def failing_bundle(folder: Path) -> Path:
-    """A bundle whose edge model fails where a channel is wholly 1: it reads behind the end of a list."""
+    """A bundle whose edge model fails where a channel is wholly 1: it makes two values of one."""
     write_bundle(folder, cuts=())
     pool, flatten, _, *weights = pool_and_classify(bias=(0, 0, 0))
     parts: Parts = [
@@ -199,7 +212,9 @@ def failing_bundle(folder: Path) -> Path:
         constant("zero", [0.0]),
         helper.make_node("ReduceMax", ["means"], ["most"], keepdims=0),
         helper.make_node("Cast", ["most"], ["at"], to=TensorProto.INT64),
-        helper.make_node("Gather", ["zero", "at"], ["nothing"]),
+        constant("one", [1], np.int64),
+        helper.make_node("Add", ["at", "one"], ["size"]),
+        helper.make_node("Reshape", ["zero", "size"], ["nothing"]),
         helper.make_node("Add", ["plain", "nothing"], ["logits"]),
     ]
     replace_file(folder, "edge-int8.onnx", model_bytes(parts))

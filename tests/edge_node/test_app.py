@@ -94,7 +94,7 @@ def test_documentation(client: TestClient) -> None:
     } == schema["paths"].keys()
     predict = schema["paths"][URL.replace("colors", "{model}")]["post"]
     assert {item["name"] for item in predict["parameters"]} == {
-        *("model", "mode", "cut", "deadline_ms", "threshold", "top_k"),
+        *("model", "mode", "cut", "deadline_ms", "threshold", "top_k", "priority", "keep"),
     }
     assert predict["requestBody"]["content"].keys() == {
         *("image/jpeg", "image/png", "image/webp", "multipart/form-data", "application/octet-stream"),

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
@@ -12,101 +12,36 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edge_node.breaker import Breaker, State
-from edge_node.cloud import Query
-from edge_node.cloud_client import MODEL_INFER, CloudClient
-from edge_node.reply import REFUSALS
-from inference_core.bundle import TensorInfo
+from edge_node.breaker import Breaker, Rules, State
+from edge_node.cloud import Attempt
+from edge_node.cloud_client import CloudClient
+from edge_node.reply import REASON_KEY, REFUSALS, TOO_LARGE
+from edge_node.throttle import Throttle
 from inference_core.errors import (
     BreakerOpen,
     CloudRefused,
     CloudUnavailable,
     CloudUnreachable,
     DeadlineExceeded,
+    SwitchedOff,
+    Throttled,
 )
-from inference_core.tensors import get_parameters, to_response
+from inference_core.tensors import get_parameters
 from protos import open_inference_pb2 as oip
 from tests.bundles import UNSURE, pixels
+from tests.edge_node.scripted_cloud import (
+    LOGITS,
+    PATIENCE_S,
+    Code,
+    Context,
+    ScriptedCloud,
+    aborting,
+    answering,
+    message,
+    query,
+)
 
 pytestmark = pytest.mark.anyio
-
-PATIENCE_S = 30.0
-LOGITS = np.array([[1.0, 2.0, 3.0]], np.float32)
-Code = grpc.StatusCode
-Context = grpc.aio.ServicerContext[Any, Any]
-Behaviour = Callable[[oip.ModelInferRequest, Context], Awaitable[bytes]]
-
-
-def query(**changes: Any) -> Query:
-    given: dict[str, Any] = {
-        "id": "id-7",
-        "model": "colors",
-        "version": "1",
-        "inputs": {"input": pixels(UNSURE)},
-        "parameters": {"tandem_bundle": "abc"},
-        "expect": TensorInfo(name="logits", datatype="FP32", shape=(3,)),
-    }
-    return Query(**given | changes)
-
-
-def message(
-    outputs: dict[str, NDArray[Any]] | None = None, version: str = "1", **parameters: Any
-) -> oip.ModelInferResponse:
-    return to_response("colors", version, outputs or {"logits": LOGITS}, parameters, "id-7")
-
-
-def answering(response: oip.ModelInferResponse | bytes) -> Behaviour:
-    data = response if isinstance(response, bytes) else response.SerializeToString()
-
-    async def behave(request: oip.ModelInferRequest, context: Context) -> bytes:
-        return data
-
-    return behave
-
-
-def aborting(code: grpc.StatusCode) -> Behaviour:
-    async def behave(request: oip.ModelInferRequest, context: Context) -> bytes:
-        await context.abort(code, "as told")
-
-    return behave
-
-
-class ScriptedCloud:
-    """A server whose one method does what `behave` says; it can be stopped and come back on its port."""
-
-    def __init__(self) -> None:
-        self.behave = answering(message(tandem_infer_ms=1.5))
-        self.requests: list[oip.ModelInferRequest] = []
-        self.remaining: list[float] = []
-        self.began = asyncio.Event()
-        self.release = asyncio.Event()
-        self.port = 0
-
-    async def start(self) -> None:
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        service, _, method = MODEL_INFER.strip("/").partition("/")
-        handler: Any = grpc.unary_unary_rpc_method_handler(
-            self._infer, request_deserializer=oip.ModelInferRequest.FromString
-        )
-        self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(service, {method: handler}),)
-        )
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
-        await self._server.start()
-
-    async def stop(self) -> None:
-        await self._server.stop(0)
-
-    async def _infer(self, request: oip.ModelInferRequest, context: Context) -> bytes:
-        self.requests.append(request)
-        self.remaining.append(context.time_remaining() or float("inf"))
-        self.began.set()
-        return await self.behave(request, context)
-
-    async def held(self, request: oip.ModelInferRequest, context: Context) -> bytes:
-        """A behaviour: answer when `release` is set."""
-        await self.release.wait()
-        return message().SerializeToString()
 
 
 class Rig:
@@ -115,10 +50,10 @@ class Rig:
     def __init__(self, target: str, *, failures: int, open_s: float, **changes: Any) -> None:
         self.connections: list[bool] = []
         self._changed = asyncio.Event()
-        self.breaker = Breaker(failures, open_s, lambda: 1.0, lambda _: None)
+        self.breaker = Breaker(Rules(failures), open_s, lambda: 1.0, lambda _: self._changed.set())
         given: dict[str, Any] = {
             "connect_timeout_s": 0.5,
-            "patience_s": 0.0,
+            "patience_s": PATIENCE_S,
             "max_message_bytes": 1 << 20,
         }
         self.client = CloudClient(target, self.breaker, on_connection=self._tell, **given | changes)
@@ -142,6 +77,13 @@ class Rig:
         with pytest.raises(CloudUnavailable) as caught:
             await self.client.infer(query(**changes), timeout_s)
         return caught.value
+
+    async def is_closed(self) -> None:
+        """Wait until the breaker is."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not self.is_in(State.CLOSED):
+                self._changed.clear()
+                await self._changed.wait()
 
     def is_in(self, state: State) -> bool:
         return self.breaker.state is state
@@ -312,44 +254,114 @@ async def test_failures_in_a_row_open_the_breaker_and_the_cloud_is_left_alone(cl
         assert await r.infer() == [1.0, 2.0, 3.0]
         cloud.behave = aborting(Code.INTERNAL)
         await r.fails()
-        r.client.check()
+        r.client.check(PATIENCE_S)
         await r.fails()
         asked = len(cloud.requests)
         error = await r.fails()
         assert (type(error), error.reason, error.bytes_up) == (BreakerOpen, "breaker_open", 0)
         with pytest.raises(BreakerOpen):
-            r.client.check()
+            r.client.check(PATIENCE_S)
         assert len(cloud.requests) == asked
 
 
-async def test_probe_that_is_answered_closes_the_breaker(cloud: ScriptedCloud) -> None:
+async def test_a_trial_that_is_answered_closes_the_breaker(cloud: ScriptedCloud) -> None:
     cloud.behave = aborting(Code.INTERNAL)
     async with connected(cloud, open_s=0.0) as r:
         await r.fails()
         assert r.is_in(State.OPEN)
         cloud.behave = answering(message())
-        await r.infer()
-        assert r.is_in(State.CLOSED)
+        r.client.find_out(query())
+        await r.is_closed()
 
 
-async def test_one_probe_at_a_time_and_a_cancelled_one_makes_room(cloud: ScriptedCloud) -> None:
+async def test_one_trial_at_a_time_and_nobody_waits_for_it(cloud: ScriptedCloud) -> None:
     cloud.behave = aborting(Code.INTERNAL)
     async with connected(cloud, open_s=0.0) as r:
         await r.fails()
         cloud.behave, cloud.began = cloud.held, asyncio.Event()
-        probe = asyncio.create_task(r.infer())
+        for _ in range(3):
+            r.client.find_out(query())
+            assert isinstance(await r.fails(), BreakerOpen)
         await cloud.began.wait()
-        assert isinstance(await r.fails(), BreakerOpen)
-        with pytest.raises(BreakerOpen):
-            r.client.check()
-        probe.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await probe
-        r.client.check()
         assert r.is_in(State.HALF_OPEN)
+        assert not r.client.due(PATIENCE_S)
+        with pytest.raises(BreakerOpen):
+            r.client.check(PATIENCE_S)
+        assert len(cloud.requests) == 2
         cloud.release.set()
-        await r.infer()
+        await r.is_closed()
+        assert await r.infer() == [1.0, 2.0, 3.0]
+
+
+async def test_a_trial_that_the_cloud_turns_down_shows_that_it_is_there(cloud: ScriptedCloud) -> None:
+    cloud.behave = aborting(Code.INTERNAL)
+    async with connected(cloud, open_s=0.0) as r:
+        await r.fails()
+        cloud.behave = aborting(Code.NOT_FOUND)
+        r.client.find_out(query())
+        await r.is_closed()
+
+
+async def test_a_trial_under_way_ends_with_the_client(cloud: ScriptedCloud) -> None:
+    cloud.behave = aborting(Code.INTERNAL)
+    async with connected(cloud, open_s=0.0) as r:
+        await r.fails()
+        cloud.behave, cloud.began = cloud.held, asyncio.Event()
+        r.client.find_out(query())
+        await cloud.began.wait()
+        await r.client.close()
+        assert not r.is_in(State.HALF_OPEN)
+
+
+async def test_many_that_are_turned_down_are_not_even_sent(cloud: ScriptedCloud) -> None:
+    cloud.behave = aborting(Code.RESOURCE_EXHAUSTED)
+    dropped: list[None] = []
+    throttle = Throttle(lambda: 0.5)
+    async with connected(cloud, throttle=throttle, on_throttled=lambda: dropped.append(None)) as r:
+        for _ in range(20):
+            await r.fails()
+        error = await r.fails()
+        assert (type(error), error.reason, error.bytes_up) == (Throttled, "throttled", 0)
+        assert len(cloud.requests) + len(dropped) == 21
+        assert len(dropped) >= 18
         assert r.is_in(State.CLOSED)
+
+
+async def test_too_large_is_not_too_many(cloud: ScriptedCloud) -> None:
+    async def over(request: oip.ModelInferRequest, context: Context) -> bytes:
+        await context.abort(Code.RESOURCE_EXHAUSTED, "as told", ((REASON_KEY, TOO_LARGE),))
+
+    cloud.behave = over
+    async with connected(cloud) as r:
+        for _ in range(20):
+            error = await r.fails()
+            assert (type(error), error.reason) == (CloudRefused, "too_large")
+
+
+async def test_what_is_not_admitted_does_not_leave(cloud: ScriptedCloud) -> None:
+    told: list[tuple[Attempt, int]] = []
+
+    def admit(kind: Attempt, nbytes: int) -> None:
+        told.append((kind, nbytes))
+        if len(told) > 1:
+            raise SwitchedOff("no more")
+
+    async with connected(cloud, admit=admit, streams=False) as r:
+        await r.infer()
+        assert isinstance(await r.fails(), SwitchedOff)
+        assert told == [(Attempt.FIRST, cloud.requests[0].ByteSize())] * 2
+        assert len(cloud.requests) == 1
+        assert r.is_in(State.CLOSED)
+
+
+async def test_silence_towards_the_impatient_leaves_the_way_open_for_others(cloud: ScriptedCloud) -> None:
+    cloud.behave = cloud.held
+    async with connected(cloud) as r:
+        assert isinstance(await r.fails(0.02), DeadlineExceeded)
+        assert isinstance(await r.fails(0.02), BreakerOpen)
+        r.client.check(0.5)
+        assert isinstance(await r.fails(0.5), DeadlineExceeded)
+        assert isinstance(await r.fails(0.5), BreakerOpen)
 
 
 async def test_silence_ends_with_the_deadline(cloud: ScriptedCloud) -> None:
@@ -362,18 +374,10 @@ async def test_silence_ends_with_the_deadline(cloud: ScriptedCloud) -> None:
         assert r.is_in(State.OPEN)
 
 
-async def test_silence_towards_one_impatient_call_does_not_count(cloud: ScriptedCloud) -> None:
-    cloud.behave = cloud.held
-    async with connected(cloud, patience_s=10.0) as r:
-        for _ in range(3):
-            assert isinstance(await r.fails(0.02), DeadlineExceeded)
-        assert r.is_in(State.CLOSED)
-
-
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0])
 async def test_call_without_time_ends_at_once(cloud: ScriptedCloud, timeout_s: float) -> None:
     cloud.behave = cloud.held
-    async with connected(cloud, patience_s=10.0) as r:
+    async with connected(cloud) as r:
         assert isinstance(await r.fails(timeout_s), CloudUnavailable)
         assert r.is_in(State.CLOSED)
 
@@ -419,12 +423,12 @@ async def test_connection_comes_back_with_the_cloud(cloud: ScriptedCloud) -> Non
         error = await r.fails()
         assert (type(error), error.bytes_up) == (CloudUnreachable, 0)
         with pytest.raises(CloudUnreachable):
-            r.client.check()
+            r.client.check(PATIENCE_S)
         await cloud.start()
         started = time.monotonic()
         await r.connection(True, False, True)
         assert time.monotonic() - started < 2.0
-        r.client.check()
+        r.client.check(PATIENCE_S)
         assert await r.infer() == [1.0, 2.0, 3.0]
         assert r.is_in(State.CLOSED)
 
@@ -457,7 +461,7 @@ async def test_refused_connection_costs_nothing_and_does_not_count() -> None:
             error = await r.fails(PATIENCE_S)
             assert (type(error), error.bytes_up) == (CloudUnreachable, 0)
         assert r.is_in(State.CLOSED)
-        assert r.connections == []
+        assert True not in r.connections
 
 
 async def test_connection_that_is_never_made_is_not_waited_for() -> None:
@@ -497,6 +501,7 @@ async def test_message_over_the_limit_never_leaves(cloud: ScriptedCloud) -> None
     async with connected(cloud, max_message_bytes=2000) as r:
         error = await r.fails(inputs={"input": pixels(UNSURE, UNSURE, UNSURE)})
         assert isinstance(error, CloudRefused)
+        assert error.reason == "too_large"
         assert cloud.requests == []
         assert r.is_in(State.CLOSED)
 
@@ -523,3 +528,37 @@ async def test_close_ends_the_wait_for_a_connection() -> None:
             await asyncio.sleep(0)
             await r.client.close()
             assert isinstance(await call, CloudUnreachable)
+
+
+async def test_a_silent_connection_is_replaced_by_another_beside_it(
+    cloud: ScriptedCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_node.connection._DOUBT_S", 0.1)
+    async with connected(cloud, open_s=0.0, patience_s=0.05) as r:
+        cloud.behave = cloud.held
+        await r.fails(0.05)
+        async with asyncio.timeout(PATIENCE_S):
+            while len(cloud.peers) < 2:
+                r.client.find_out(query())
+                await asyncio.sleep(0.01)
+        cloud.release.set()
+        r.client.find_out(query())
+        await r.is_closed()
+        assert r.connections == [True], "it was never without one"
+
+
+async def test_calls_in_flight_end_on_the_connection_that_is_replaced(
+    cloud: ScriptedCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_node.connection._RENEW_S", 0.2)
+    async with connected(cloud) as r:
+        cloud.behave = cloud.held
+        call = asyncio.create_task(r.infer())
+        await cloud.began.wait()
+        cloud.behave = answering(message())
+        async with asyncio.timeout(PATIENCE_S):
+            while len(cloud.peers) < 3:
+                assert await r.infer() == [1.0, 2.0, 3.0]
+        cloud.release.set()
+        assert await call == [1.0, 2.0, 3.0]
+        assert r.connections == [True]

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from edge_node.dataplane import Dataplane, Inferred
+from edge_node.keeper import Keeper
+from edge_node.policy import Privacy
 from inference_core.errors import CloudUnreachable, InvalidInput, Overloaded
 from inference_core.tensors import Parameter, Tensors
 from tests.bundles import SURE, UNSURE, pixels, write_bundle
 from tests.edge_node.node import CloudSimulator, Node, node
+from tests.edge_node.outbox import box
 
 pytestmark = pytest.mark.anyio
 
@@ -106,3 +109,21 @@ async def test_request_is_counted_once_whatever_becomes_of_it(edge: Node, cloud:
     assert counted["inference_count"] == 3
     assert counted["inference_stats"]["success"]["count"] == 2
     assert counted["inference_stats"]["fail"]["count"] == 2
+
+
+async def test_who_asks_for_it_is_told_what_is_kept_of_each_sample(colors: Path, tmp_path: Path) -> None:
+    with box(tmp_path / "outbox.db") as one:
+        keeper = Keeper(one.outbox, privacy=Privacy.ANY, audit_rate=0)
+        with node(colors, keeper=keeper) as edge:
+            for keep in (True, "true"):
+                told = (
+                    await infer(edge.dataplane, {"input": pixels(SURE)}, {"tandem_keep": keep})
+                ).parameters
+                assert (told["tandem_kept"],) == one.rows()[-1]
+            both = {"input": pixels(SURE, UNSURE)}
+            keys = str((await infer(edge.dataplane, both, {"tandem_keep": True})).parameters["tandem_kept"])
+            assert sorted(keys.split(",")) == sorted(key for (key,) in one.rows()[-2:])
+            plain = await infer(edge.dataplane, {"input": pixels(SURE)}, {})
+            assert "tandem_kept" not in plain.parameters
+            with pytest.raises(InvalidInput, match="tandem_threshold: must not be a boolean"):
+                await infer(edge.dataplane, {"input": pixels(SURE)}, {"tandem_threshold": True})

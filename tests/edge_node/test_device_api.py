@@ -61,7 +61,7 @@ def test_answer_is_the_whole_outcome(client: TestClient, colors: Path) -> None:
     body = answer.json()
     assert body.keys() == {
         *("id", "source", "reason", "degraded", "mode", "cut", "prediction", "edge", "threshold", "model"),
-        *("timings_ms", "bytes_up", "bytes_down", "way", "predicted_ms", "prospects_ms"),
+        *("timings_ms", "bytes_up", "bytes_down", "way", "predicted_ms", "prospects_ms", "kept"),
     }
     assert (body["id"], body["source"], body["reason"], body["degraded"], body["mode"]) == (
         *("id-7", "cloud", "low_confidence", False, "cascade"),
@@ -233,6 +233,7 @@ BAD: dict[str, tuple[int, str, bytes, str | None, Mapping[str, str]]] = {
 
 BAD_PARAMETERS = [
     ("mode=fast", "mode: Input should be 'edge', 'cloud'"),
+    ("mode=edge&mode=cloud", "mode: is given twice, the limit is once"),
     ("mode=auto&cut=means", "only mode 'split' takes a cut"),
     ("mode=split&cut=x", "cut: 'x' is not one of pixels, means"),
     ("cut=means", "only mode 'split' takes a cut"),

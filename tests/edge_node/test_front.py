@@ -1,6 +1,7 @@
 """The front: which requests it answers itself, what its handlers see, and what becomes of their errors."""
 
 import asyncio
+import hashlib
 import http.client
 import json
 import logging
@@ -16,9 +17,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from edge_node.app import HttpServer
 from edge_node.front import Call, Front, Reply
+from edge_node.keys import Entry, Keyring
 from edge_node.metrics import Metrics
 from edge_node.refusals import Refusals
 from inference_core.errors import InvalidInput, ModelError, ModelNotFound, Overloaded, TooLarge
+from inference_core.http_connection import REFUSED
 
 pytestmark = pytest.mark.anyio
 
@@ -28,13 +31,13 @@ BUG = "internal error; the service's log has the details"
 class Rig:
     """A front between two handlers and an app, which all keep what they were given."""
 
-    def __init__(self) -> None:
+    def __init__(self, keyring: Keyring | None = None) -> None:
         self.registry = CollectorRegistry()
         self.calls: list[tuple[str, Call]] = []
         self.passed: list[tuple[Scope, Receive, Send]] = []
         self.answer: Callable[[Call], Awaitable[Reply]] = self._plain
         refusals = Refusals(Metrics(self.registry))
-        self.front = Front(self._app, refusals, predict=self._predict, infer=self._infer)
+        self.front = Front(self._app, refusals, predict=self._predict, infer=self._infer, keyring=keyring)
 
     async def _predict(self, call: Call) -> Reply:
         self.calls.append(("predict", call))
@@ -239,6 +242,19 @@ async def test_errors(rig: Rig, error: Exception, status: int, message: str) -> 
     assert rig.refused() == {("device", str(status)): 1}
 
 
+async def test_a_header_that_says_what_the_body_is_comes_once(rig: Rig) -> None:
+    pair = (b"content-encoding", b"gzip")
+    status, _, body = await rig.ask("/v1/models/m/predict", headers=[pair, pair])
+    assert (status, body) == (400, {"error": "content-encoding: is given 2 times, the limit is 1"})
+
+
+async def test_what_its_sender_has_been_told_is_counted_as_that(rig: Rig) -> None:
+    rig.fail(ClientDisconnect())
+    status, _, body = await rig.ask("/v2/models/m/infer", state={REFUSED: (408, "body: too slow")})
+    assert (status, body) == (408, {"error": "body: too slow"})
+    assert rig.refused() == {("open_inference", "408"): 1}
+
+
 async def test_cancelling_is_no_error(rig: Rig) -> None:
     rig.fail(asyncio.CancelledError())
     with pytest.raises(asyncio.CancelledError):
@@ -337,3 +353,57 @@ async def test_a_client_that_hangs_up_is_told_to_the_handler(rig: Rig) -> None:
             c.close()
             await gone.wait()
     assert rig.refused() == {("device", "499"): 1}
+
+
+def guarded(**limits: Any) -> Rig:
+    """A front for whoever has the key "good"."""
+    entry = Entry(name="camera", sha256=hashlib.sha256(b"good").hexdigest(), **limits)
+    return Rig(Keyring([entry], lambda: 0.0))
+
+
+GOOD = [(b"authorization", b"Bearer good")]
+PREDICT = "/v1/models/digits/predict"
+
+
+@pytest.mark.parametrize(
+    "path", [PREDICT, "/v2/models/digits/infer", "/v1/models", "/docs", "/openapi.json", "/"]
+)
+@pytest.mark.parametrize("headers", [[], [(b"x-api-key", b"bad")]])
+async def test_without_a_key_every_path_is_refused_before_its_body(
+    path: str, headers: list[tuple[bytes, bytes]]
+) -> None:
+    rig = guarded()
+    status, answered, body = await rig.ask(path, headers=headers)
+    assert (status, answered["www-authenticate"]) == (401, 'Bearer realm="tandem"')
+    assert body["error"].startswith("key: ")
+    assert (rig.calls, rig.passed) == ([], [])
+    assert list(rig.refused().values()) == [1]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"])
+async def test_health_is_for_all(path: str) -> None:
+    rig = guarded()
+    await rig.front({"type": "http", "method": "GET", "path": path, "headers": []}, nothing, nowhere)
+    assert len(rig.passed) == 1
+
+
+async def nothing() -> Message:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def nowhere(_: Message) -> None:
+    return None
+
+
+async def test_a_key_opens_what_it_is_for() -> None:
+    rig = guarded(models=["digits"], rate=0.25, burst=2)
+    assert (await rig.ask(PREDICT, headers=GOOD))[0] == 200
+    assert (await rig.ask("/v1/models/colors/predict", headers=GOOD))[0] == 403
+    assert (await rig.ask(PREDICT, headers=[(b"x-api-key", b"good")]))[0] == 200
+    status, headers, body = await rig.ask(PREDICT, headers=GOOD)
+    assert (status, headers["retry-after"]) == (429, "4")
+    assert body == {"error": "key 'camera': 0.25 requests a second are its limit"}
+    await rig.front(
+        {"type": "http", "method": "GET", "path": "/v1/models", "headers": GOOD}, nothing, nowhere
+    )
+    assert len(rig.passed) == 1

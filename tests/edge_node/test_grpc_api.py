@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 
 from edge_node.grpc_api import SERVICE, GrpcServer, Servicer
+from inference_core.body import Intake
 from inference_core.catalogue import EXTENSIONS
 from inference_core.errors import CloudUnreachable
 from inference_core.tensors import from_response, get_parameters, to_request
@@ -33,7 +34,8 @@ class Service:
 
     def __init__(self, edge: Node) -> None:
         self.edge = edge
-        self.server = GrpcServer(Servicer(edge.dataplane, edge.metrics), edge.settings)
+        servicer = Servicer(edge.dataplane, edge.metrics, Intake(16 << 20, 64 << 20))
+        self.server = GrpcServer(servicer, edge.settings)
 
     async def start(self) -> None:
         await self.server.start()
@@ -330,7 +332,8 @@ async def test_health_follows_the_node(service: Service) -> None:
 
 async def test_port_that_is_taken(colors: Path, service: Service) -> None:
     with node(colors, grpc_port=service.server.port, loaded=False) as second:
-        server = GrpcServer(Servicer(second.dataplane, second.metrics), second.settings)
+        servicer = Servicer(second.dataplane, second.metrics, Intake(1024, 1024))
+        server = GrpcServer(servicer, second.settings)
         with pytest.raises(RuntimeError, match="bind"):
             await server.start()
         await server.stop(0)

@@ -13,7 +13,7 @@ import pytest
 from edge_node.model_slot import load_models
 from edge_node.outcome import EdgeAnswer
 from edge_node.policy import Mode, Payload, Source
-from edge_node.preferences import Preferences
+from edge_node.preferences import Wishes
 from edge_node.request import Ask
 from edge_node.settings import Settings
 from inference_core.bundle import load_bundle
@@ -24,6 +24,7 @@ from inference_core.errors import (
     CloudUnreachable,
     DeadlineExceeded,
     InvalidInput,
+    ModelError,
     ModelNotFound,
     Overloaded,
     TooLarge,
@@ -38,7 +39,7 @@ from tests.bundles import (
     pixels,
     write_bundle,
 )
-from tests.edge_node.node import BYTES_DOWN, CloudSimulator, Node, node, noise
+from tests.edge_node.node import BYTES_DOWN, CloudSimulator, Node, failing_bundle, node, noise
 
 pytestmark = pytest.mark.anyio
 
@@ -211,6 +212,19 @@ async def test_time_that_the_edge_would_need_is_kept_back(edge: Node, cloud: Clo
     assert for_cloud <= 10 - reserve
     assert for_split <= 10 - reserve
     assert 5 < for_cascade < 10
+
+
+@pytest.mark.parametrize("mode", ["cascade", "cloud"])
+async def test_a_margin_is_kept_back_for_the_answer_to_be_in_time(
+    edge: Node, cloud: CloudSimulator, mode: str
+) -> None:
+    """Also where the edge's answer is in hand: a setting and the event loop's lag, a quarter at most."""
+    edge.lag_s = 0.5
+    await edge.ask(picture(UNSURE), mode=mode, deadline_ms=10_000)
+    await edge.ask(picture(UNSURE), mode=mode, deadline_ms=1000)
+    long, short = cloud.timeouts
+    assert 5 < long <= 10 - 0.5 - edge.settings.reserve_ms / 1000
+    assert short <= 0.75
 
 
 @pytest.mark.parametrize("mode", ["cascade", "cloud", "split"])
@@ -620,7 +634,74 @@ async def test_many_at_once_each_get_their_own(edge: Node) -> None:
 
 async def test_logits_stand_behind_the_prediction(edge: Node) -> None:
     answer = await edge.joint.infer(
-        Ask(edge.slots.get("colors"), picture(UNSURE), time.monotonic(), wants=Preferences(mode=Mode.CLOUD))
+        Ask(edge.slots.get("colors"), picture(UNSURE), time.monotonic(), wants=Wishes(mode=Mode.CLOUD))
     )
     assert (answer.logits.dtype, answer.logits.shape) == (np.dtype(np.float32), (1, 3))
     assert int(answer.logits.argmax()) == answer.outcome.prediction.index
+
+
+@pytest.mark.parametrize(
+    ("asked", "models", "goes_up"),
+    [
+        (None, {}, None),
+        ("normal", {}, None),
+        ("critical", {}, "critical"),
+        ("background", {}, "background"),
+        (None, {"colors": {"priority": "background"}}, "background"),
+        ("critical", {"colors": {"priority": "background"}}, "critical"),
+    ],
+)
+async def test_the_class_goes_up_where_it_is_not_the_usual(
+    colors: Path,
+    cloud: CloudSimulator,
+    asked: str | None,
+    models: dict[str, dict[str, str]],
+    goes_up: str | None,
+) -> None:
+    with node(colors, cloud=cloud, models=models) as made:
+        await made.ask(picture(UNSURE), priority=asked)
+        assert cloud.asked[-1].parameters.get("tandem_priority") == goes_up
+
+
+async def test_what_is_turned_away_is_counted_by_class(narrow: Node, cloud: CloudSimulator) -> None:
+    cloud.silent, cloud.arrived = True, asyncio.Event()
+    first = asyncio.create_task(narrow.ask(picture(UNSURE), deadline_ms=500))
+    await cloud.arrived.wait()
+    for priority in ("critical", "background"):
+        with pytest.raises(Overloaded):
+            await narrow.ask(picture(SURE), priority=priority)
+    await first
+    shed = {labels: value for labels, value in narrow.series("tandem_shed_requests_total").items() if value}
+    assert shed == {("critical", "full"): 1, ("background", "full"): 1}
+    assert narrow.value("tandem_inflight_limit") == 1
+    assert narrow.value("tandem_waiting_samples", priority="normal") == 0
+
+
+async def test_time_at_the_cloud_does_not_make_the_edge_refuse(colors: Path, cloud: CloudSimulator) -> None:
+    cloud.silent = True
+    with node(colors, cloud=cloud, max_inflight=8) as made:
+        for _ in range(3):
+            asks = [made.ask(picture(UNSURE), mode="cloud", deadline_ms=60) for _ in range(8)]
+            assert {outcome.source for outcome in await asyncio.gather(*asks)} == {Source.EDGE_FALLBACK}
+        assert made.value("tandem_inflight_limit") == 8
+
+
+# ---- an edge model that fails
+
+
+async def test_the_cloud_answers_where_the_edge_model_fails_and_the_input_may_go_up(tmp_path: Path) -> None:
+    folder = failing_bundle(tmp_path / "fails")
+    cloud = CloudSimulator(folder)
+    with node(folder, cloud=cloud) as made:
+        outcome = await made.ask(picture(SURE))
+        assert (outcome.source, outcome.reason, outcome.degraded) == (Source.CLOUD, "edge_failed", True)
+        assert (outcome.edge, outcome.prediction.label) == (None, "red")
+        with pytest.raises(ModelError):
+            await made.ask(picture(SURE), mode="edge")
+        cloud.failure = CloudUnreachable("gone")
+        with pytest.raises(ModelError):
+            await made.ask(picture(SURE))
+    for without in ({"cloud": None}, {"cloud": cloud, "privacy": "never-leaves-the-edge"}):
+        with node(folder, **without) as made, pytest.raises(ModelError):
+            await made.ask(picture(SURE))
+    assert len(cloud.asked) == 2

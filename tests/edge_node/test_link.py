@@ -253,3 +253,13 @@ def test_nothing_it_is_told_breaks_it(events: list[tuple[float, int, float, str]
         estimate = link.estimate(at)
         assert min(estimate.round_trip, estimate.up, estimate.down) > 0
         assert estimate.age >= 0
+
+
+def test_it_knows_what_is_under_way_and_when_something_was_sent() -> None:
+    link = Link()
+    assert (link.under_way, link.departed) == (0, -math.inf)
+    first, second = link.depart(5.0, 100), link.depart(6.0, 100)
+    assert (link.under_way, link.departed) == (2, 6.0)
+    link.arrive(first, 7.0, 100, 0.0)
+    link.abandon(second)
+    assert (link.under_way, link.departed, link.heard) == (0, 6.0, 7.0)

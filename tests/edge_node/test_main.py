@@ -89,3 +89,17 @@ def test_it_tells_its_ports_and_ends_well_when_told_to(make_bundle: MakeBundle) 
     assert "ready: colors\n" in log
     assert "no cloud: EDGE_CLOUD is empty" in log
     assert log.rstrip().endswith("stopped")
+
+
+def test_it_does_not_serve_strangers_by_accident() -> None:
+    status, _, err = ended(EDGE_HOST="0.0.0.0")
+    assert status == 2
+    assert "EDGE_HOST: 0.0.0.0 is open to strangers" in err
+    assert "EDGE_API_KEYS" in err
+    assert "EDGE_INSECURE=true" in err
+    assert "Traceback" not in err
+
+
+def test_a_file_that_cannot_be_used_ends_it() -> None:
+    status, _, err = ended(EDGE_TLS_CERT="nowhere.pem", EDGE_TLS_KEY="nowhere.key")
+    assert (status, err) == (2, "tandem-edge: EDGE_TLS_CERT: nowhere.pem: No such file or directory\n")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edge_node.model_slot import EdgeRun, LoadedModel, ModelSlots, load_models
 from edge_node.policy import Mode
-from edge_node.preferences import Preferences
+from edge_node.preferences import ModelPreferences
 from edge_node.settings import Settings
 from inference_core.bundle import load_bundle
 from inference_core.errors import BundleError, ModelNotFound, Overloaded
@@ -110,23 +110,25 @@ def test_calibration_comes_from_the_bundle(
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, Preferences(mode=Mode.CASCADE, deadline_ms=200, threshold=0.8)),
-        ({"mode": "edge", "deadline_ms": 9}, Preferences(mode=Mode.EDGE, deadline_ms=9, threshold=0.8)),
+        ({}, ModelPreferences(mode=Mode.CASCADE, deadline_ms=200, threshold=0.8)),
+        ({"mode": "edge", "deadline_ms": 9}, ModelPreferences(mode=Mode.EDGE, deadline_ms=9, threshold=0.8)),
         (
             {"mode": "edge", "models": {"colors": {"mode": "split", "cut": "means", "threshold": 0.0}}},
-            Preferences(mode=Mode.SPLIT, cut="means", deadline_ms=200, threshold=0.0),
+            ModelPreferences(mode=Mode.SPLIT, cut="means", deadline_ms=200, threshold=0.0),
         ),
         (
             {"models": {"colors": {"deadline_ms": 7}}},
-            Preferences(mode=Mode.CASCADE, deadline_ms=7, threshold=0.8),
+            ModelPreferences(mode=Mode.CASCADE, deadline_ms=7, threshold=0.8),
         ),
         (
             {"models": {"colors": {"cut": "means"}}},
-            Preferences(mode=Mode.CASCADE, cut="means", deadline_ms=200, threshold=0.8),
+            ModelPreferences(mode=Mode.CASCADE, cut="means", deadline_ms=200, threshold=0.8),
         ),
     ],
 )
-def test_defaults_of_a_model(make_bundle: MakeBundle, changes: dict[str, Any], expected: Preferences) -> None:
+def test_defaults_of_a_model(
+    make_bundle: MakeBundle, changes: dict[str, Any], expected: ModelPreferences
+) -> None:
     (model,) = load(make_bundle(), **changes)
     assert model.defaults == expected
 

@@ -17,6 +17,7 @@ from edge_node.policy import (
     check_mode,
     decide,
     edge_first,
+    may_leave,
     send_original,
 )
 from inference_core.errors import InvalidInput
@@ -172,3 +173,15 @@ def test_what_goes_up() -> None:
     for payload, original in itertools.product(Payload, (None, 99, 100, 101)):
         small = original is not None and original <= 100
         assert send_original(payload, original, 100) == (payload is Payload.SMALLEST and small)
+
+
+@pytest.mark.parametrize(
+    ("privacy", "allowed"),
+    [
+        (Privacy.ANY, {Route.EDGE, Route.INPUT, Route.FEATURES}),
+        (Privacy.FEATURES, {Route.EDGE, Route.FEATURES}),
+        (Privacy.NOTHING, {Route.EDGE}),
+    ],
+)
+def test_privacy_says_what_may_leave(privacy: Privacy, allowed: set[Route]) -> None:
+    assert {route for route in Route if may_leave(privacy, route)} == allowed

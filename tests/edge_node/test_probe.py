@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
-from edge_node.breaker import Breaker, State
+from edge_node.breaker import Breaker, Rules, State
 from edge_node.cloud_client import CloudClient
 from inference_core.errors import BreakerOpen, CloudUnreachable, DeadlineExceeded
 from protos import open_inference_pb2 as oip
@@ -49,7 +49,7 @@ async def server() -> AsyncIterator[tuple[Server, int]]:
 
 @pytest.fixture
 def breaker() -> Breaker:
-    return Breaker(1, 0.0, jitter=lambda: 1.0, on_change=id)
+    return Breaker(Rules(1), 0.0, jitter=lambda: 1.0, on_change=id)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def connect(port: int, breaker: Breaker, on_connection: Callable[[bool], object]
         f"127.0.0.1:{port}",
         breaker,
         connect_timeout_s=2.0,
-        patience_s=0.0,
+        patience_s=5.0,
         max_message_bytes=1 << 20,
         on_connection=on_connection,
     )
@@ -119,13 +119,13 @@ async def test_nothing_is_sent_without_a_connection(breaker: Breaker) -> None:
     await client.close()
 
 
-async def test_in_the_half_open_state_the_probe_is_the_trial(
+async def test_where_a_trial_is_due_the_probe_is_the_trial(
     server: tuple[Server, int], client: CloudClient, breaker: Breaker
 ) -> None:
     def fail() -> State:
         permit = breaker.allow(1e9)
         assert permit is not None
-        breaker.failure(permit, 0.0)
+        breaker.failure(permit, 1e9, 0.0)
         return breaker.state
 
     assert fail() is State.OPEN
@@ -139,13 +139,13 @@ async def test_in_the_half_open_state_the_probe_is_the_trial(
 
 
 async def test_an_open_breaker_lets_no_probe_through(server: tuple[Server, int]) -> None:
-    breaker = Breaker(1, 3600.0, jitter=lambda: 1.0, on_change=id)
+    breaker = Breaker(Rules(1), 3600.0, jitter=lambda: 1.0, on_change=id)
     client = connect(server[1], breaker)
     client.start()
     await connected(client)
-    permit = breaker.allow(0.0)
+    permit = breaker.allow(1.0)
     assert permit is not None
-    breaker.failure(permit, 1e12)
+    breaker.failure(permit, 5.0, 1e12)
     asked = len(server[0].sizes)
     with pytest.raises(BreakerOpen):
         await client.probe(0, 5.0)
@@ -156,14 +156,14 @@ async def test_an_open_breaker_lets_no_probe_through(server: tuple[Server, int])
 async def test_a_healthy_link_does_not_hide_what_fails_on_it(
     client: CloudClient, server: tuple[Server, int]
 ) -> None:
-    counting = Breaker(2, 3600.0, jitter=lambda: 1.0, on_change=id)
+    counting = Breaker(Rules(2), 3600.0, jitter=lambda: 1.0, on_change=id)
     other = connect(server[1], counting)
     other.start()
     await connected(other)
     for _ in range(2):
-        permit = counting.allow(0.0)
+        permit = counting.allow(1.0)
         assert permit is not None
-        counting.failure(permit, 0.0)
+        counting.failure(permit, 5.0, 0.0)
         if counting.state is State.CLOSED:
             await other.probe(0, 5.0)
     assert counting.state is State.OPEN

@@ -16,16 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from edge_node.runner import Run, Runner, Timed
+from edge_node.runner import Runner
+from edge_node.waiting import Run, Timed
 from inference_core.batch_cost import BatchCost
 from inference_core.engine import Engine
-from inference_core.errors import ModelError, NotReady
+from inference_core.errors import InvalidInput, ModelError, NotReady, Overloaded
+from inference_core.line import PATIENCE
+from inference_core.priority import Priority
 from inference_core.tensors import Tensors
 from tests.bundles import constant
 
 pytestmark = pytest.mark.anyio
 
 PATIENCE_S = 30.0
+CRITICAL, NORMAL, BACKGROUND = Priority.CRITICAL, Priority.NORMAL, Priority.BACKGROUND
 BAD = 1.0  # a sample with this value makes its run fail
 Cost = Callable[[int], float]
 
@@ -35,15 +39,24 @@ def network(*nodes: onnx.NodeProto, outputs: tuple[str, ...] = ("y",)) -> bytes:
     nodes = (helper.make_node("Add", ["x", "x"], ["twice"]), *nodes)
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "m"])
     made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
-    graph = helper.make_graph(list(nodes), "tiny", [x], made, initializer=[constant("zero", [0.0])])
+    weights = [constant("zero", [0.0]), constant("one", [1], np.int64)]
+    graph = helper.make_graph(list(nodes), "tiny", [x], made, initializer=weights)
     model: onnx.ModelProto = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
     )
     return bytes(model.SerializeToString())
 
 
-# y = x + x, which reads behind the end of a list where a value is 1 or more.
+# y = x + x, which fails where a value is 1 or more: two values are made of one.
 DOUBLER = network(
+    helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+    helper.make_node("Cast", ["most"], ["at"], to=TensorProto.INT64),
+    helper.make_node("Add", ["at", "one"], ["size"]),
+    helper.make_node("Reshape", ["zero", "size"], ["nothing"]),
+    helper.make_node("Add", ["twice", "nothing"], ["y"]),
+)
+# The same, but ONNX Runtime blames the values: it reads behind the end of a list.
+PICKER = network(
     helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
     helper.make_node("Cast", ["most"], ["at"], to=TensorProto.INT64),
     helper.make_node("Gather", ["zero", "at"], ["nothing"]),
@@ -161,11 +174,11 @@ class Rig:
         self.runner = Runner(executor, workers=workers, clock=self.machine.clock)
         self.ended: list[float] = []
 
-    def ask(self, model: Model, value: float, width: int = 1) -> asyncio.Task[Run]:
-        """A caller with one sample, `width` times that value."""
+    def ask(self, model: Model, value: float, width: int = 1, **turn: Any) -> asyncio.Task[Run]:
+        """A caller with one sample, `width` times that value; `turn` is what it says of its turn."""
 
         async def call() -> Run:
-            run = await self.runner.run(model.timed, {"x": np.full((1, width), value, np.float32)})
+            run = await self.runner.run(model.timed, {"x": np.full((1, width), value, np.float32)}, **turn)
             self.ended.append(value)
             return run
 
@@ -399,6 +412,20 @@ async def test_a_batch_that_fails_and_the_next_one(inline: bool) -> None:
         assert await value_of(r.ask(model, 0.5)) == 0.5
 
 
+@pytest.mark.parametrize("inline", [True, False])
+async def test_whose_values_the_model_cannot_take_spoils_it_for_nobody(inline: bool) -> None:
+    async with rig(held=not inline) as r:
+        model = Model(r.machine, inline=inline, max_batch=4, model=PICKER)
+        tasks = [r.ask(model, 0.5) if inline else await r.busy(model)]
+        tasks += [r.ask(model, value) for value in (0.0, 0.25, BAD, 0.75)]
+        r.machine.let(1000)
+        async with asyncio.timeout(PATIENCE_S):
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [isinstance(end, InvalidInput) for end in ended] == [False, False, False, True, False]
+        assert r.ended == [0.5, 0.0, 0.25, 0.75]
+        assert [samples for samples, _ in model.ran] == [1, 1, 1, 1]
+
+
 # ---- those who go away
 
 
@@ -534,6 +561,131 @@ async def test_a_model_that_takes_one_sample_never_gets_more() -> None:
     async with rig() as r:
         model = Model(r.machine, inline=False, max_batch=1)
         assert await ranks(model, r, 9, 3) == [[1] * 9] * 3
+
+
+# ---- who goes first, and who is too late
+
+
+async def test_better_classes_go_first_on_the_pool() -> None:
+    async with rig(held=True) as r:
+        model = Model(r.machine, inline=False, max_batch=1)
+        tasks = [await r.busy(model)]
+        for value, priority in zip(steps(6), (BACKGROUND, NORMAL, CRITICAL) * 2, strict=True):
+            tasks.append(r.ask(model, value, priority=priority))
+        await r.waiting(6)
+        assert [r.runner.count(priority) for priority in Priority] == [2, 2, 2]
+        r.machine.let(7)
+        await values(tasks)
+        at = steps(6)
+        assert r.machine.order == [0.5, at[2], at[5], at[1], at[4], at[0], at[3]]
+
+
+async def test_better_classes_go_first_on_the_loop() -> None:
+    async with rig() as r:
+        model = Model(r.machine, inline=True, max_batch=1)
+        given = (BACKGROUND, BACKGROUND, NORMAL, CRITICAL)
+        tasks = [r.ask(model, v, priority=p) for v, p in zip(steps(4), given, strict=True)]
+        await values(tasks)
+        at = steps(4)
+        assert r.machine.order == [at[0], at[3], at[2], at[1]]  # the first found nobody before it
+
+
+async def test_the_lowest_class_is_run_while_better_ones_never_end() -> None:
+    async with rig(held=True) as r:
+        model = Model(r.machine, inline=False, max_batch=1)
+        tasks = [await r.busy(model), r.ask(model, 0.25, priority=BACKGROUND)]
+        tasks += [r.ask(model, value, priority=CRITICAL) for value in steps(2 * PATIENCE)]
+        await r.waiting(2 * PATIENCE + 1)
+        r.machine.let(len(tasks))
+        await values(tasks)
+        assert r.machine.order.index(0.25) == PATIENCE + 1
+
+
+async def test_who_comes_back_from_the_cloud_is_next_of_its_class() -> None:
+    async with rig(held=True) as r:
+        model = Model(r.machine, inline=False, max_batch=1)
+        tasks = [await r.busy(model), r.ask(model, 0.0), r.ask(model, 0.125, priority=CRITICAL)]
+        await r.waiting(2)
+        tasks.append(r.ask(model, 0.25, at_once=True))
+        await r.waiting(3)
+        r.machine.let(4)
+        await values(tasks)
+        assert r.machine.order == [0.5, 0.125, 0.25, 0.0]
+
+
+@pytest.mark.parametrize("inline", [True, False])
+async def test_who_is_made_late_by_others_is_told_and_not_run(inline: bool) -> None:
+    async with rig(held=not inline) as r:
+        model = Model(r.machine, inline=inline, max_batch=1, cost=alone)  # 2 s a run
+        tasks = [r.ask(model, 0.5) if inline else await r.busy(model)]
+        tasks.append(r.ask(model, 0.0))
+        late = r.ask(model, 0.125, deadline=5.5)
+        tasks += [r.ask(model, 0.25, deadline=6.0), r.ask(model, 0.375, deadline=100.0)]
+        r.machine.let(4)
+        assert await values(tasks) == [0.5, 0.0, 0.25, 0.375]
+        with pytest.raises(Overloaded, match=r"waited [24]\.000 s for a run, and would be late") as caught:
+            await late
+        assert caught.value.why == "expired"
+        assert caught.value.retry_after_s > 0
+        assert 0.125 not in r.machine.order
+
+
+@pytest.mark.parametrize("inline", [True, False])
+async def test_who_could_never_be_in_time_is_run_all_the_same(inline: bool) -> None:
+    """Nobody made it late: on an idle node it gets its answer, however late."""
+    async with rig(held=not inline) as r:
+        model = Model(r.machine, inline=inline, max_batch=1, cost=alone)
+        tasks = [r.ask(model, 0.5) if inline else await r.busy(model), r.ask(model, 0.25, deadline=1.0)]
+        r.machine.let(2)
+        assert await values(tasks) == [0.5, 0.25]
+
+
+async def test_company_makes_nobody_late() -> None:
+    async with rig(held=True) as r:
+        model = Model(r.machine, inline=False, max_batch=4, cost=shared)  # 1.125 s alone, 1.5 with three more
+        first = await r.busy(model)
+        urgent = r.ask(model, 0.125, deadline=1.125 + 1.3)
+        others = [r.ask(model, value) for value in (0.25, 0.375, 0.75)]
+        await r.waiting(4)
+        r.machine.let(3)
+        assert await values([first, urgent, *others]) == [0.5, 0.125, 0.25, 0.375, 0.75]
+        assert model.engine.rows == [[0.5], [0.125, 0.25], [0.375, 0.75]]
+
+
+async def test_the_newest_of_the_least_class_gives_way() -> None:
+    async with rig(held=True) as r:
+        model = Model(r.machine, inline=False, max_batch=1)
+        first = await r.busy(model)
+        staying = [r.ask(model, 0.0, priority=NORMAL), r.ask(model, 0.125, priority=BACKGROUND)]
+        leaving = r.ask(model, 0.25, priority=BACKGROUND)
+        await r.waiting(3)
+        assert not r.runner.displace(BACKGROUND)
+        assert r.runner.displace(CRITICAL)
+        with pytest.raises(Overloaded, match="a critical request was let in instead") as caught:
+            await leaving
+        assert caught.value.why == "displaced"
+        r.machine.let(3)
+        assert await values([first, *staying]) == [0.5, 0.0, 0.125]
+        assert not r.runner.displace(CRITICAL)
+
+
+async def test_the_wait_is_foreseen_by_class() -> None:
+    async with rig(workers=2, held=True) as r:
+        model = Model(r.machine, inline=False, max_batch=1, cost=alone)
+        assert r.runner.wait_s(model.timed, NORMAL) == r.runner.drain_s == 0.0
+        tasks = [await r.busy(model)]
+        assert r.runner.wait_s(model.timed, NORMAL) == 0.0  # a worker is free
+        tasks.append(await r.busy(model))
+        assert r.runner.wait_s(model.timed, NORMAL) == (2 + 2) / 2
+        tasks += [r.ask(model, value, priority=NORMAL) for value in steps(3)]
+        tasks.append(r.ask(model, 0.75, priority=BACKGROUND))
+        await r.waiting(4)
+        waits = [r.runner.wait_s(model.timed, priority) for priority in Priority]
+        assert waits == [4 / 2, (4 + 3 * 2) / 2, (4 + 4 * 2) / 2]
+        assert r.runner.drain_s == waits[-1]
+        r.machine.let(6)
+        await values(tasks)
+        assert r.runner.drain_s == 0.0
 
 
 # ---- the end

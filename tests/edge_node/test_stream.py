@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_node.breaker import Breaker, State
+from edge_node.breaker import Breaker, Rules, State
+from edge_node.carrier import LARGE_BYTES, MODEL_INFER
 from edge_node.cloud import Query
-from edge_node.cloud_client import LARGE_BYTES, MODEL_INFER, CloudClient
+from edge_node.cloud_client import CloudClient
 from edge_node.stream import STREAM_INFER
 from inference_core.errors import CloudRefused, CloudUnavailable, CloudUnreachable, DeadlineExceeded
 from inference_core.manifest import TensorInfo
@@ -150,12 +151,12 @@ async def rig(behave: Behaviour | None, options: dict[str, Any] | None = None) -
     cloud = StreamingCloud(behave, **(options or {}))
     await cloud.start()
     connected, late = asyncio.Event(), list[None]()
-    breaker = Breaker(1, 1000.0, lambda: 1.0, lambda _: None)
+    breaker = Breaker(Rules(1), 1000.0, lambda: 1.0, lambda _: None)
     client = CloudClient(
         f"127.0.0.1:{cloud.port}",
         breaker,
         connect_timeout_s=0.5,
-        patience_s=0.0,
+        patience_s=PATIENCE_S,
         max_message_bytes=4 << 20,
         on_connection=lambda _: connected.set(),
         on_late=lambda: late.append(None),
@@ -353,7 +354,7 @@ async def test_nonsense_in_one_answer_leaves_the_stream_to_the_others() -> None:
 async def test_a_server_without_streams_is_asked_by_calls_and_the_log_says_so_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level("INFO", "edge_node.cloud_client")
+    caplog.set_level("INFO", "edge_node.carrier")
     async with rig(None) as r:
         found = await asyncio.gather(*map(r.infer, (1.0, 2.0, 3.0)))
         assert [*found, await r.infer(4.0)] == [1.0, 2.0, 3.0, 4.0]
@@ -416,7 +417,7 @@ async def test_close_ends_what_is_on_its_way_as_a_lost_connection() -> None:
 
 
 async def test_a_stream_is_replaced_before_its_connection_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_node.cloud_client.STREAM_AGE_S", 0.0)
+    monkeypatch.setattr("edge_node.carrier.STREAM_AGE_S", 0.0)
     async with rig(silent) as r:
         first = asyncio.create_task(r.infer(1.0))
         await r.cloud.began.wait()
