@@ -17,8 +17,9 @@ from toolchain import evaluate as evaluation
 from toolchain import scans as digits
 from toolchain.bundle_commands import FAILED, TERMINATED, bundle_samples
 from toolchain.bundle_commands import app as bundle_app
-from toolchain.device import EdgeFailed
+from toolchain.device import Access, EdgeFailed
 from toolchain.images import LabelledImage, read_images
+from toolchain.keygen import app as keygen_app
 from toolchain.outage import Timing
 from toolchain.playback import Playback, play_back, summary
 from toolchain.processes import ServiceFailed
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.add_typer(bundle_app)
 app.add_typer(tune_app)
+app.add_typer(keygen_app)
 
 Data = Annotated[
     Path | None,
@@ -117,6 +119,16 @@ def device(
             show_default=False,
         ),
     ] = None,
+    key: Annotated[
+        str,
+        typer.Option(help="API key, where the edge asks for one", envvar="TANDEM_KEY", show_default=False),
+    ] = "",
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            help="PEM file of the authority of the edge's certificate, for HTTPS", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Play a folder of images against a running edge node, as a device would.
 
@@ -135,6 +147,7 @@ def device(
         rate,
         None if loop else count or len(shown),
         {name: str(value) for name, value in query.items() if value is not None},
+        Access(key, ca),
     )
     tally = asyncio.run(play_back(playback, shown, console))
     for line in summary(tally):

@@ -2,9 +2,11 @@
 
 import asyncio
 import mimetypes
+import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import httpx2
@@ -36,6 +38,30 @@ class ServedModel:
     threshold: float
 
 
+@dataclass(frozen=True)
+class Access:
+    """What an edge node asks of its devices: an API key, empty for none; and who may certify it: the
+    authorities in a PEM file or, for None, those that this machine trusts."""
+
+    key: str = ""
+    authority: Path | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What goes with each request."""
+        return {"X-API-Key": self.key} if self.key else {}
+
+    def context(self) -> ssl.SSLContext:
+        """How HTTPS is spoken. Raises `InvalidInput` for a file that holds no certificates."""
+        try:
+            return ssl.create_default_context(cafile=self.authority)
+        except OSError as error:  # ssl.SSLError is one
+            raise InvalidInput(f"{self.authority}: holds no certificates of authorities: {error}") from error
+
+
+OPEN = Access()
+
+
 class Device:
     """Sends images to one model of the edge node at a URL, over connections that stay open.
 
@@ -46,7 +72,13 @@ class Device:
     served: ServedModel
 
     def __init__(
-        self, url: str, model: str | None = None, *, connections: int = 1, answer_s: float = ANSWER_S
+        self,
+        url: str,
+        model: str | None = None,
+        *,
+        connections: int = 1,
+        answer_s: float = ANSWER_S,
+        access: Access = OPEN,
     ) -> None:
         """`connections` is how many requests can be open at a time, `answer_s` the seconds after which one
         counts as unanswered; `model` may be None for the only one."""
@@ -57,7 +89,14 @@ class Device:
             max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_IDLE_S
         )
         try:
-            self._client = httpx2.AsyncClient(base_url=url, timeout=answer_s, trust_env=False, limits=limits)
+            self._client = httpx2.AsyncClient(
+                base_url=url,
+                timeout=answer_s,
+                trust_env=False,
+                limits=limits,
+                headers=access.headers,
+                verify=access.context(),
+            )
         except httpx2.InvalidURL as error:
             raise EdgeFailed(f"{url!r} is no address of an edge node: {error}") from error
 

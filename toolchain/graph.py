@@ -20,9 +20,9 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, version_co
 from inference_core import trust
 from inference_core.errors import BundleError, InvalidInput, ModelError
 from inference_core.manifest import TensorInfo
+from inference_core.qualify import qualify
 from toolchain.batch import freeze_reshapes, open_batch
 from toolchain.nodes import all_names, constants, drop_unused, free_name, name_nodes, rename, used_names
-from toolchain.qualify import qualify
 from toolchain.trial import Trial, trial_rows
 
 OLDEST_OPSET = 11

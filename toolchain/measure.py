@@ -10,6 +10,7 @@ import numpy as np
 from inference_core.confidence import softmax
 from inference_core.engine import Engine
 from inference_core.manifest import Calibration, Certificate, CurvePoint
+from inference_core.qualify import qualify
 from inference_core.tensors import Tensors
 from inference_core.trust import sha256
 from toolchain.calibrate import Calibrated, Curve, confidences, curve, expected_calibration_error, losses
@@ -22,7 +23,6 @@ from toolchain.page import page
 from toolchain.pair import Edge, Kept, Part
 from toolchain.parts import Parts
 from toolchain.provenance import provenance
-from toolchain.qualify import qualify
 from toolchain.recipe import Recipe
 from toolchain.report import CutRow, ExitRow, FormRow, PairRow, Report, Verdict
 from toolchain.runs import CPU, Latency, accuracy, agreement, latencies, run

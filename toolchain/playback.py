@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from inference_core.errors import InvalidInput
-from toolchain.device import Device, Query, play_at_rate, wait
+from toolchain.device import OPEN, Access, Device, Query, play_at_rate, wait
 from toolchain.images import LabelledImage
 from toolchain.tally import Reply, Tally, breakdown, figures
 
@@ -23,7 +23,7 @@ class Playback:
     """What is played: `count` images, round and round where there are fewer, or without end for None.
 
     `rate` is images per second, `model` the edge's only one for None, `query` the parameters of each
-    prediction. Raises `InvalidInput` for a count or rate that is not above 0.
+    prediction, `access` what the node asks for. Raises `InvalidInput` for a count or rate not above 0.
     """
 
     url: str
@@ -31,6 +31,7 @@ class Playback:
     rate: float
     count: int | None
     query: Query = field(default_factory=dict)
+    access: Access = OPEN
 
     def __post_init__(self) -> None:
         if not self.rate > 0:
@@ -63,7 +64,8 @@ async def play_back(playback: Playback, images: Sequence[LabelledImage], console
             if finished.is_set():
                 return
 
-    async with Device(playback.url, playback.model, connections=MAX_OPEN) as device:
+    opened = Device(playback.url, playback.model, connections=MAX_OPEN, access=playback.access)
+    async with opened as device:
         _stop_on_signals(stop)
         reporter = asyncio.create_task(report())
         try:

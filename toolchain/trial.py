@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from inference_core.confidence import softmax
 from inference_core.errors import ModelError
 from inference_core.manifest import TensorInfo
+from inference_core.qualify import qualify
 from inference_core.tensors import DATATYPES
-from toolchain.qualify import qualify
 
 _ROWS = 3
 _TOLERANCE = 1e-3  # of the largest logit, between the model as it came and as it is used

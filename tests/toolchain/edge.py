@@ -1,9 +1,10 @@
 """What the tests of simulated devices share: a real edge node without a cloud, and images for it."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.bundles import SURE, UNSURE, UNSURE_AND_RIGHT, Color, picture, write_bundle
 from toolchain.images import LabelledImage
@@ -16,13 +17,14 @@ BLUE_TOO = LabelledImage("blue/right.png", "blue", picture(UNSURE_AND_RIGHT))
 UNLABELLED = LabelledImage("sure.png", None, picture(SURE))
 BROKEN = LabelledImage("red/broken.png", "red", b"no image")
 
+NONE: Mapping[str, str] = MappingProxyType({})
 _COLORS: dict[str, Color] = {"red/sure": SURE, "blue/unsure": UNSURE, "blue/right": UNSURE_AND_RIGHT}
 
 
 @contextmanager
-def running_edge(folder: Path) -> Iterator[str]:
+def running_edge(folder: Path, settings: Mapping[str, str] = NONE) -> Iterator[str]:
     """The URL of an edge node that serves the model `colors`, without a cloud, from a bundle in `folder`."""
-    edge = Service("edge_node", "EDGE", {"BUNDLES": str(write_bundle(folder)), "CLOUD": ""})
+    edge = Service("edge_node", "EDGE", {"BUNDLES": str(write_bundle(folder)), "CLOUD": "", **settings})
     asyncio.run(edge.start())
     try:
         yield edge.url

@@ -86,7 +86,7 @@ def test_the_settings_of_a_choice() -> None:
 def test_what_is_taken_for_the_services_own_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EDGE_INLINE_MS", raising=False)
     # On one core a single run is under way in any case, however short.
-    assert load_settings(None).inline_ms == (INLINE_MS if machine.cores() > 1 else 10.0)
+    assert load_settings(None).inline_ms == (INLINE_MS if machine.cores() > 1 else 2.0)
     assert SERVINGS[EDGE].providers == EDGE_PROVIDERS
     assert SERVINGS[CLOUD].providers == CLOUD_PROVIDERS
     largest: dict[str, Any] = {"threads": MAX_THREADS, "workers": MAX_THREADS, "max_batch": MAX_BATCH}

@@ -4,13 +4,18 @@ import asyncio
 import io
 import os
 import signal
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from inference_core.errors import InvalidInput
-from tests.toolchain.edge import BLUE, BROKEN, RED
+from tests.toolchain.edge import BLUE, BROKEN, RED, running_edge
+from toolchain.authority import now
+from toolchain.device import Access, EdgeFailed
 from toolchain.images import LabelledImage
+from toolchain.keygen import Wanted, make
 from toolchain.playback import Playback, play_back, summary
 from toolchain.tally import Tally
 
@@ -69,3 +74,18 @@ def test_ctrl_c_ends_an_endless_playback_with_its_summary(edge: str) -> None:
 def test_what_cannot_be_played_is_refused(rate: float, count: int) -> None:
     with pytest.raises(InvalidInput, match="must be"):
         Playback("http://127.0.0.1:1", None, rate, count)
+
+
+def test_an_edge_that_asks_for_keys_is_played_to_with_one(tmp_path: Path) -> None:
+    keys = make(tmp_path, Wanted([], [], ["camera"], timedelta(days=1)), now(), renew=False).keys
+    guarded = {"API_KEYS": str(tmp_path / "devices.toml")}
+    with running_edge(tmp_path / "colors", guarded) as url:
+        tally, _ = play(Playback(url, None, 200, 3, {}, Access(keys["camera"])), RED)
+        assert tally.answers == {("edge", "confident"): 3}
+        with pytest.raises(EdgeFailed, match="401"):
+            play(Playback(url, None, 200, 3, {}, Access("wrong")), RED)
+
+
+def test_a_file_without_authorities_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"nowhere\.pem: holds no certificates"):
+        Access("", tmp_path / "nowhere.pem").context()
