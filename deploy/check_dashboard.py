@@ -1,7 +1,8 @@
-"""Ask a running Prometheus every query of a Grafana dashboard; fail, naming the panels that get no data.
+"""Ask a running Prometheus every query of the Grafana dashboards; fail, naming the panels that get no data.
 
     python deploy/check_dashboard.py --prometheus http://127.0.0.1:9090 --minutes 15
 
+Where there are neither keys nor certificates, nothing tells of them: `--skip Strangers --skip Certificates`.
 Standard library only, so that it runs wherever Python does.
 """
 
@@ -12,13 +13,13 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-DASHBOARD = Path(__file__).parent / "grafana" / "dashboards" / "tandem.json"
+DASHBOARDS = tuple(sorted((Path(__file__).parent / "grafana" / "dashboards").glob("*.json")))
 STEP_S = 15
 # What Grafana itself fills in. The rate interval is four scrapes or more, as Grafana would choose.
 BUILT_IN = {"__rate_interval": "1m", "__interval": f"{STEP_S}s", "__range": "15m"}
@@ -34,22 +35,25 @@ class Query:
     expr: str
 
 
-def panels(dashboard: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every panel, those inside collapsed rows too."""
+def panels(dashboard: dict[str, Any], skip: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+    """Every panel, those inside collapsed rows too; none of the titles to `skip`, and none of such a row."""
+    in_row = True
     for panel in dashboard["panels"]:
-        yield panel
-        yield from panel.get("panels", ())
+        if panel.get("type") == "row":
+            in_row = panel["title"] not in skip
+        if in_row:
+            yield from (each for each in (panel, *panel.get("panels", ())) if each["title"] not in skip)
 
 
-def queries(dashboard: dict[str, Any]) -> list[Query]:
-    """Every query of the panels and of the variables, with the variables filled in as "All".
+def queries(dashboard: dict[str, Any], skip: Collection[str] = ()) -> list[Query]:
+    """Every query of the panels, without those to `skip`, and of the variables, which are filled in as "All".
 
     Raises `ValueError` for a variable that the dashboard does not define.
     """
     values = {**BUILT_IN, **{v["name"]: ".*" for v in dashboard["templating"]["list"]}}
     found = [
         Query(panel["title"], target["refId"], substitute(target["expr"], values))
-        for panel in panels(dashboard)
+        for panel in panels(dashboard, skip)
         for target in panel.get("targets", ())
     ]
     for variable in dashboard["templating"]["list"]:
@@ -128,12 +132,17 @@ def check(prometheus: Prometheus, wanted: Sequence[Query], minutes: float) -> li
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when every query returns data, 1 when one does not, 2 when Prometheus cannot be asked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("dashboard", nargs="?", type=Path, default=DASHBOARD)
+    parser.add_argument("dashboards", nargs="*", type=Path, default=DASHBOARDS, metavar="dashboard")
     parser.add_argument("--prometheus", default="http://127.0.0.1:9090", metavar="URL")
     parser.add_argument("--minutes", type=float, default=15, help="how far back to look (15)")
+    parser.add_argument("--skip", action="append", default=[], metavar="TITLE", help="a panel or a row")
     options = parser.parse_args(arguments)
     try:
-        wanted = queries(json.loads(options.dashboard.read_text()))
+        wanted = [
+            query
+            for path in options.dashboards
+            for query in queries(json.loads(path.read_text()), options.skip)
+        ]
         empty = check(Prometheus(options.prometheus), wanted, options.minutes)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")

@@ -1,6 +1,6 @@
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from deploy.check_dashboard import Query, count_series, main, queries, substitute
+from deploy.check_dashboard import Query, count_series, main, panels, queries, substitute
 
 HAS_DATA = "sum(rate(there_total[1m]))"
 
@@ -54,10 +54,10 @@ def prometheus() -> Iterator[str]:
         thread.join()
 
 
-def run(tmp_path: Path, url: str, *exprs: str) -> int:
+def run(tmp_path: Path, url: str, *exprs: str, options: Sequence[str] = ()) -> int:
     file = tmp_path / "dashboard.json"
     file.write_text(json.dumps(dashboard(*exprs)))
-    return main([str(file), "--prometheus", url])
+    return main([str(file), "--prometheus", url, *options])
 
 
 def test_every_query_is_found_with_its_variables_filled_in() -> None:
@@ -68,6 +68,19 @@ def test_every_query_is_found_with_its_variables_filled_in() -> None:
         Query("inner", "B", "rate(b[1m])"),
         Query("variable model", "-", "there_total"),
     ]
+
+
+def test_panels_and_rows_can_be_left_out() -> None:
+    found = dashboard("a", "b")
+    found["panels"] += [{"type": "row", "title": "open"}, {"title": "last", "targets": []}]
+
+    def left(*skip: str) -> list[str]:
+        return [panel["title"] for panel in panels(found, skip)]
+
+    assert left() == ["outer", "collapsed", "inner", "open", "last"]
+    assert left("collapsed") == ["outer", "open", "last"]
+    assert left("inner", "open") == ["outer", "collapsed"]
+    assert [query.expr for query in queries(found, ["outer", "inner"])] == ["there_total"]
 
 
 def test_the_forms_of_a_variable() -> None:
@@ -94,6 +107,25 @@ def test_a_panel_without_data_is_named(
 ) -> None:
     assert run(tmp_path, prometheus, HAS_DATA, "sum(absent_total)") == 1
     assert capsys.readouterr().err == "no data: inner [B]: sum(absent_total)\n"
+
+
+def test_what_is_left_out_is_not_asked(
+    tmp_path: Path, prometheus: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    skip = ["--skip", "collapsed"]
+    assert run(tmp_path, prometheus, HAS_DATA, "sum(absent_total)", options=skip) == 0
+    assert "2 of 2 queries return data" in capsys.readouterr().out
+
+
+def test_several_dashboards_are_one_check(
+    tmp_path: Path, prometheus: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(dashboard("sum(absent_total)")))
+    assert main([str(other), str(other), "--prometheus", prometheus]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == 2 * "no data: outer [A]: sum(absent_total)\n"
+    assert "2 of 4 queries return data" in captured.out
 
 
 def test_a_query_that_is_refused_is_named(

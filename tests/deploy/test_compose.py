@@ -11,8 +11,9 @@ from deploy.assemble import ROOT
 from edge_node.settings import Settings as EdgeSettings
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SECURE: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "compose.secure.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text().replace("\\\n", " ")
 OURS = ("edge", "cloud")
 
 each_service = pytest.mark.parametrize("name", SERVICES)
@@ -63,10 +64,11 @@ def test_the_cloud_can_be_scaled() -> None:
     assert not {"ports", "container_name", "hostname"} & SERVICES["cloud"].keys()
 
 
-def test_only_the_edge_is_published_to_the_world() -> None:
+def test_only_this_machine_gets_in_unless_told_otherwise() -> None:
     published = {name: s.get("ports", []) for name, s in SERVICES.items()}
+    bind = "${TANDEM_BIND:-127.0.0.1}"
     assert published == {
-        "edge": ["8000:8000", "8001:8001"],
+        "edge": [f"{bind}:8000:8000", f"{bind}:8001:8001"],
         "cloud": [],
         "prometheus": ["127.0.0.1:9090:9090"],
         "grafana": ["127.0.0.1:3000:3000"],
@@ -84,6 +86,21 @@ def test_the_environment_is_made_of_settings(name: str, settings: Any) -> None:
         default = settings.model_fields[f"{port.lower()}_port"].default
         assert environment[f"{name.upper()}_{port}_PORT"] == str(default)
         assert str(default) in re.findall(r"^EXPOSE (.*)$", stage, re.M)[0].split()
+
+
+@pytest.mark.parametrize(("name", "settings"), [("edge", EdgeSettings), ("cloud", CloudSettings)])
+def test_the_secure_ones_are_closed_and_get_no_key_but_theirs(name: str, settings: Any) -> None:
+    service = SECURE["services"][name]
+    environment, prefix = service["environment"], f"{name}_".upper()
+    assert environment.pop(f"{prefix}INSECURE") == "false"
+    assert SERVICES[name]["environment"][f"{prefix}INSECURE"] == "true"
+    known = {f"{prefix}{field}".upper() for field in settings.model_fields}
+    assert environment.keys() <= known
+    mounts = [volume.split(":") for volume in service["volumes"]]
+    assert sorted(inside for _, inside, _ in mounts) == sorted(environment.values())
+    assert all(outside == f".{inside}" and mode == "ro" for outside, inside, mode in mounts)
+    assert "/keys/ca.key" not in environment.values()
+    assert service["healthcheck"]["test"][-1].startswith("https://127.0.0.1:")
 
 
 def test_both_serve_every_bundle_that_ships() -> None:

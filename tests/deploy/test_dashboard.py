@@ -1,5 +1,6 @@
 """What the dashboard and the rules ask for is what the two services export."""
 
+import ast
 import json
 import re
 import shutil
@@ -14,14 +15,33 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 import cloud_service.metrics
+import cloud_service.sample_metrics
+import cloud_service.vitals
+import edge_node.door_metrics
+import edge_node.link_metrics
 import edge_node.metrics
+import edge_node.outbox_metrics
+import edge_node.vitals
 from deploy.assemble import ROOT
-from deploy.check_dashboard import DASHBOARD, panels, queries
+from deploy.check_dashboard import DASHBOARDS, Query, panels, queries
+from inference_core.bundle import load_bundle
 from tests.deploy.promql import Reads, reads
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 GRAFANA = ROOT / "deploy" / "grafana"
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
+DECLARED: tuple[type, ...] = (
+    edge_node.metrics.Metrics,
+    edge_node.link_metrics.LinkMetrics,
+    edge_node.door_metrics.DoorMetrics,
+    edge_node.outbox_metrics.OutboxMetrics,
+    edge_node.vitals.Vitals,
+    cloud_service.metrics.Metrics,
+    cloud_service.sample_metrics.SampleMetrics,
+    cloud_service.vitals.Vitals,
+)
+BOUND = "model:tandem_certificate_bound"
+METRICS = {"Counter", "Enum", "Gauge", "Histogram", "Info", "Summary"}
 # What Prometheus adds to every scraped series.
 TARGET = {"job", "instance"}
 
@@ -30,7 +50,7 @@ TARGET = {"job", "instance"}
 def declared() -> dict[str, set[str]]:
     """Every series of both services, with its labels."""
     series: dict[str, set[str]] = {"up": set(TARGET)}
-    for metrics in (edge_node.metrics.Metrics, cloud_service.metrics.Metrics):
+    for metrics in DECLARED:
         for metric in vars(metrics(CollectorRegistry())).values():
             if isinstance(metric, MetricWrapperBase):
                 (family,) = metric.describe()
@@ -45,9 +65,29 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in groups for rule in group["rules"]]
 
 
-def dashboard() -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(DASHBOARD.read_text())
-    return content
+BOARDS: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text()) for path in DASHBOARDS}
+each_board = pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+
+
+def every_query() -> list[Query]:
+    return [query for board in BOARDS.values() for query in queries(board)]
+
+
+def called(part: ast.AST) -> set[str]:
+    """The names that `part` calls."""
+    calls = [node.func for node in ast.walk(part) if isinstance(node, ast.Call)]
+    return {call.id for call in calls if isinstance(call, ast.Name)}
+
+
+def test_every_class_that_declares_metrics_is_known_here() -> None:
+    declaring = {
+        (f"{package}.{path.stem}", part.name)
+        for package in ("edge_node", "cloud_service", "inference_core")
+        for path in (ROOT / package).glob("*.py")
+        for part in ast.parse(path.read_text()).body
+        if isinstance(part, ast.ClassDef) and called(part) & METRICS
+    }
+    assert declaring == {(metrics.__module__, metrics.__name__) for metrics in DECLARED}
 
 
 def problems(found: Reads, known: dict[str, set[str]]) -> list[str]:
@@ -71,8 +111,8 @@ def test_the_reader_of_promql() -> None:
     )
 
 
-@pytest.mark.parametrize("query", queries(dashboard()), ids=lambda query: f"{query.panel} {query.ref}")
-def test_a_panel_asks_for_what_is_exported(query: Any) -> None:
+@pytest.mark.parametrize("query", every_query(), ids=lambda query: f"{query.panel} {query.ref}")
+def test_a_panel_asks_for_what_is_exported(query: Query) -> None:
     found = reads(query.expr)
     assert found.metrics
     assert problems(found, declared()) == []
@@ -96,7 +136,7 @@ def test_a_wrong_name_would_be_found() -> None:
 
 
 def test_what_both_services_exist_for_is_shown() -> None:
-    shown = {name for query in queries(dashboard()) for name in reads(query.expr).metrics}
+    shown = {name for query in every_query() for name in reads(query.expr).metrics}
     families = {re.sub("_(bucket|sum|count|total)$", "", name) for name in shown}
     exported = {re.sub("_(bucket|sum|count|total)$", "", name) for name in declared()}
     # the calls started are in the calls handled; up is an alert
@@ -118,8 +158,9 @@ def test_alerts_fire_when_they_should_and_only_then() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_panel_has_a_place_and_says_what_it_shows() -> None:
-    every = list(panels(dashboard()))
+@each_board
+def test_every_panel_has_a_place_and_says_what_it_shows(board: dict[str, Any]) -> None:
+    every = list(panels(board))
     assert len({panel["id"] for panel in every}) == len(every)
     for panel in every:
         place = panel["gridPos"]
@@ -140,17 +181,38 @@ def _overlap(a: dict[str, int], b: dict[str, int]) -> bool:
     )
 
 
-def test_every_panel_asks_the_data_source_that_was_chosen() -> None:
-    for panel in panels(dashboard()):
+@each_board
+def test_every_panel_asks_the_data_source_that_was_chosen(board: dict[str, Any]) -> None:
+    for panel in panels(board):
         for part in [panel, *panel.get("targets", ())] if panel["type"] != "row" else []:
             assert part["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
 
 
-def test_the_dashboard_starts_on_the_provisioned_data_source() -> None:
+@each_board
+def test_a_dashboard_starts_on_the_provisioned_data_source(board: dict[str, Any]) -> None:
     provisioned = yaml.safe_load((GRAFANA / "provisioning" / "datasources" / "prometheus.yml").read_text())
     (source,) = provisioned["datasources"]
-    (variable,) = [v for v in dashboard()["templating"]["list"] if v["type"] == "datasource"]
+    (variable,) = [v for v in board["templating"]["list"] if v["type"] == "datasource"]
     assert variable["current"] == {"text": source["name"], "value": source["uid"]}
+
+
+def test_the_dashboards_are_told_apart_and_linked() -> None:
+    for name, board in BOARDS.items():
+        assert board["uid"] == name
+        assert {tag for link in board["links"] for tag in link["tags"]} <= set(board["tags"])
+        assert board["links"]
+    assert len({board["title"] for board in BOARDS.values()}) == len(BOARDS)
+
+
+def test_the_rules_know_what_the_shipped_certificates_promise() -> None:
+    promised = {rule["labels"]["model"]: rule["expr"] for rule in rules() if rule.get("record") == BOUND}
+    shipped = [load_bundle(path.parent).manifest for path in (ROOT / "models").glob("*/manifest.json")]
+    certificates = {manifest.model: manifest.calibration.certificate for manifest in shipped}
+    assert promised == {
+        model: f"vector({certificate.bound})"
+        for model, certificate in certificates.items()
+        if certificate is not None
+    }
 
 
 def test_grafana_knows_how_often_prometheus_scrapes() -> None:
