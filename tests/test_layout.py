@@ -24,6 +24,7 @@ MAY_IMPORT = {
 }
 PACKAGES = {*MAY_IMPORT, "tests", "benchmarks"}
 OFFLINE = {
+    "cryptography",
     "jinja2",
     "matplotlib",
     "onnx",
@@ -41,22 +42,36 @@ OFFLINE = {
 }
 FASTAPI = {"edge_node/app.py", "edge_node/device_api.py", "edge_node/open_inference.py"}
 WIRE = {
-    "edge_node/cloud_client.py",
+    "edge_node/call_guard.py",
+    "edge_node/carrier.py",
+    "edge_node/cloud_tls.py",
     "edge_node/connection.py",
     "edge_node/envelope.py",
+    "edge_node/fleet_client.py",
     "edge_node/grpc_api.py",
     "edge_node/reply.py",
     "edge_node/stream.py",
+    "cloud_service/fleet.py",
     "cloud_service/grpc_server.py",
+    "cloud_service/guard.py",
+    "cloud_service/identity.py",
     "cloud_service/servicer.py",
     "cloud_service/stream.py",
 }
 PROTOS = {
     "inference_core/tensors.py": "protos.open_inference_pb2",
+    "inference_core/tls.py": "grpc",
     "inference_core/trust.py": "protos.model_file_pb2",
+    "inference_core/calls.py": "grpc",
+    "inference_core/grpc_server.py": "grpc",
     "inference_core/unserved.py": "grpc",
 }
-ENVIRONMENT = {"edge_node/settings.py", "cloud_service/settings.py"}
+ENVIRONMENT = {
+    "edge_node/__init__.py",  # one variable, which gRPC reads when it is imported
+    "edge_node/settings.py",
+    "cloud_service/__init__.py",
+    "cloud_service/settings.py",
+}
 UNPICKLING = {"cPickle", "cloudpickle", "dill", "joblib", "jsonpickle", "marshal", "pickle", "shelve"}
 SHAPELESS = {"base", "common", "constants", "helper", "helpers", "misc", "shared", "util", "utils"}
 MAX_LINES = 300
@@ -274,7 +289,7 @@ EXAMPLES: list[tuple[Rule, Module, Module]] = [
     (
         the_wire_is_touched_in_one_file_for_each_direction,
         Module("edge_node/joint.py", "import grpc.aio"),
-        Module("edge_node/cloud_client.py", "import grpc.aio"),
+        Module("edge_node/carrier.py", "import grpc.aio"),
     ),
     (
         the_wire_is_touched_in_one_file_for_each_direction,
@@ -367,7 +382,7 @@ def test_the_rule_can_fail(rule: Rule, bad: Module, good: Module) -> None:
 def test_all_packages_are_looked_at() -> None:
     seen = {module.package for module in MODULES}
     assert seen >= {*SHIPPED, "tests"}
-    assert sum(module.generated for module in MODULES) == 3
+    assert sum(module.generated for module in MODULES) == 5
     for named in (FASTAPI, WIRE, set(PROTOS), ENVIRONMENT):
         assert named <= {module.path for module in MODULES}, "a rule names a file that is gone"
 

@@ -12,17 +12,25 @@ class Canary:
 
     def __init__(self) -> None:
         self.stalls: list[tuple[float, float]] = []
+        self._wanted = 0
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="canary", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Watch from now on."""
-        self._thread.start()
+        """Watch from now on, until each that has started it has stopped it."""
+        self._wanted += 1
+        if self._thread is None:
+            self._stopping.clear()
+            self._thread = threading.Thread(target=self._watch, name="canary", daemon=True)
+            self._thread.start()
 
     def stop(self) -> None:
-        """Watch no more."""
-        self._stopping.set()
-        self._thread.join()
+        """Watch no more, unless somebody else still wants it."""
+        self._wanted -= 1
+        if self._wanted == 0 and self._thread is not None:
+            self._stopping.set()
+            self._thread.join()
+            self._thread = None
 
     def stalled_s(self, start: float, end: float) -> float:
         """The seconds between these two monotonic times at which the machine stood still."""

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from types import TracebackType
@@ -26,7 +26,8 @@ _IDLE_S = 2.0
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one request. `status` is 0 when there was no answer, and `error` then says why."""
+    """What became of one request, the `number`th of its load. `status` is 0 when there was no answer, and
+    `error` then says why."""
 
     sent: float
     seconds: float
@@ -34,6 +35,7 @@ class Answer:
     status: int
     body: dict[str, Any] = field(default_factory=dict)
     error: str = ""
+    number: int = 0
 
     @property
     def source(self) -> str:
@@ -140,18 +142,19 @@ class Device:
 class Load:
     """Many devices: requests go out at a steady rate, whatever has become of those before.
 
-    Runs from entering to leaving its block, and leaves when every request has its answer. `bodies` take
-    turns, each PNG or JPEG.
+    Runs from entering to leaving its block, and leaves when every request has its answer. `bodies`, each PNG
+    or JPEG, take turns where they are a sequence; else there must be enough of them.
     """
 
     def __init__(
-        self, port: int, bodies: Sequence[bytes], *, rate: float, deadline_ms: int, **query: object
+        self, port: int, bodies: Iterable[bytes], *, rate: float, deadline_ms: int, **query: object
     ) -> None:
         self._port = port
         self._deadline_s = deadline_ms / 1000
         self._rate = rate
         path = "/v1/models/colors/predict?" + urlencode({"deadline_ms": deadline_ms, **query})
-        self._requests = [_encode(path, body) for body in bodies]
+        encoded = (_encode(path, body) for body in bodies)
+        self._requests = itertools.cycle(list(encoded)) if isinstance(bodies, Sequence) else encoded
         self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._main, name="load")
@@ -164,8 +167,12 @@ class Load:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stopping.set()
+        self.stop()
         self._thread.join()
+
+    def stop(self) -> None:
+        """Ask no more; what has been asked is still answered."""
+        self._stopping.set()
 
     @property
     def answers(self) -> Answers:
@@ -190,15 +197,15 @@ class Load:
     async def _run(self) -> None:
         started = time.monotonic()
         async with asyncio.TaskGroup() as group:
-            for number, request in enumerate(itertools.cycle(self._requests)):
+            for number, request in enumerate(self._requests):
                 await asyncio.sleep(max(0.0, started + number / self._rate - time.monotonic()))
                 if self._stopping.is_set():
                     break
-                group.create_task(self._ask(request))
+                group.create_task(self._ask(request, number))
         for _, _, writer in self._idle:
             await _hang_up(writer)
 
-    async def _ask(self, request: bytes) -> None:
+    async def _ask(self, request: bytes, number: int) -> None:
         sent = time.monotonic()
         status, error = 0, ""
         body: dict[str, Any] = {}
@@ -211,7 +218,7 @@ class Load:
         except (OSError, EOFError) as failure:
             error = type(failure).__name__
         now = time.monotonic()
-        self._done.append(Answer(sent, now - sent, self._deadline_s, status, body, error))
+        self._done.append(Answer(sent, now - sent, self._deadline_s, status, body, error, number))
         if writer is not None:
             if error:
                 await _hang_up(writer)

@@ -33,7 +33,8 @@ class Fault:
     `cut_answers` ends a connection in the middle of its next answer; `drip_s` is the time between two
     bytes; `garble` puts random bytes in the place of real ones. Silence holds bytes back and lets them go
     when it ends, as TCP does; connections are still accepted, since the kernel does that. `reset_first`
-    ends the present connections when the fault begins.
+    ends the present connections when the fault begins. `forget` lets no byte through on them ever again, as
+    when something between the two has forgotten them. New connections go to `target` where it is a port.
     """
 
     refuse: bool = False
@@ -43,6 +44,8 @@ class Fault:
     cut_answers: bool = False
     drip_s: float = 0.0
     garble: bool = False
+    forget: bool = False
+    target: int | None = None
 
 
 HEALTHY = Fault()
@@ -51,17 +54,24 @@ SILENT = Fault(silent=frozenset(Way))
 
 
 class Proxy:
-    """Listens on `port` and relays to a port of this machine, by the rules of the present fault."""
+    """Listens on `port` and relays to a port of this machine, by the rules of the present fault. With
+    `record`, `went_up` is everything that came from the edge. To the cloud, it comes from the address
+    `source` of this machine."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, *, record: bool = False, source: str = "127.0.0.1") -> None:
         self.port = free_port()
         self.accepted = 0
+        self.went_up = bytearray()
+        self._record = record
+        self._source = source
         self._target = target
         self._fault = HEALTHY
         self._random = random.Random(5)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy")
         self._links: set[_Link] = set()
+        self._relays: set[asyncio.Task[None]] = set()
+        self._closing = False
         self._server: asyncio.Server | None = None
         self._healed = asyncio.Event()
 
@@ -91,6 +101,9 @@ class Proxy:
 
     async def _begin(self, fault: Fault) -> None:
         self._fault = fault
+        if fault.forget:
+            for link in self._links:
+                link.forgotten = True
         if fault.refuse or fault.reset_first:
             for link in tuple(self._links):
                 link.reset()
@@ -108,19 +121,29 @@ class Proxy:
     async def _close(self) -> None:
         if self._server is not None:
             self._server.close()
-        links = tuple(self._links)
-        for link in links:
+        self._closing = True
+        for link in tuple(self._links):
             link.reset()
-        await asyncio.gather(*(link.ended.wait() for link in links))
+        await asyncio.gather(*self._relays)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
+        relay = asyncio.create_task(self._relay(reader, writer))
+        self._relays.add(relay)
+        relay.add_done_callback(self._relays.discard)
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            up_reader, up_writer = await asyncio.open_connection(
+                "127.0.0.1", self._fault.target or self._target, local_addr=(self._source, 0)
+            )
         except OSError:
             _reset(writer)
             return
         link = _Link((writer, up_writer))
+        if self._closing:
+            link.reset()
+            return
         self._links.add(link)
         pumps = (
             asyncio.create_task(self._pump(Way.UP, reader, up_writer, link)),
@@ -133,7 +156,6 @@ class Proxy:
             link.reset()
             await asyncio.wait(pumps)
             self._links.discard(link)
-            link.ended.set()
 
     async def _pump(
         self, way: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: "_Link"
@@ -145,7 +167,7 @@ class Proxy:
         try:
             while True:
                 arrived, data = await chunks.get()
-                await self._until(lambda: way not in self._fault.silent)
+                await self._until(lambda: way not in self._fault.silent and not link.forgotten)
                 due = arrived + self._fault.delay_s
                 await self._until(lambda: self._fault.delay_s == 0, due - self._loop.time())
                 cut = None if frames is None else frames.inside_data(data)
@@ -155,6 +177,8 @@ class Proxy:
                     return
                 if not data:
                     return
+                if self._record and way is Way.UP:
+                    self.went_up += data
                 await self._write(writer, data)
         except OSError:
             return
@@ -201,7 +225,7 @@ class _Link:
     def __init__(self, writers: tuple[asyncio.StreamWriter, asyncio.StreamWriter]) -> None:
         self._writers = writers
         self.tasks: tuple[asyncio.Task[None], ...] = ()
-        self.ended = asyncio.Event()
+        self.forgotten = False
 
     def reset(self) -> None:
         """End both connections with RST."""

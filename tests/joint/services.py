@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -51,9 +51,12 @@ def free_port() -> int:
 
 class Service:
     """One process of one of the services; `settings` are named as its own, in lower case and without the
-    prefix. It listens on free ports unless they say otherwise."""
+    prefix. It listens on free ports unless they say otherwise. `launcher` is a module that runs it, with its
+    arguments."""
 
-    def __init__(self, module: str, log: Path, settings: Mapping[str, object]) -> None:
+    def __init__(
+        self, module: str, log: Path, settings: Mapping[str, object], launcher: Sequence[str] = ()
+    ) -> None:
         self.name = log.stem
         free = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "shutdown_ms": 3000}
         self._log = log
@@ -63,7 +66,7 @@ class Service:
             environment[PREFIXES[module] + name.upper()] = str(value)
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module],
+                [sys.executable, "-m", *launcher, module],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -132,10 +135,13 @@ class Services:
         self._folder = folder
         self._running: list[Service] = []
 
-    def start(self, module: str, name: str, settings: Mapping[str, object]) -> Service:
+    def start(
+        self, module: str, name: str, settings: Mapping[str, object], launcher: Sequence[str] = ()
+    ) -> Service:
         """Start a service without waiting; a second one of the same `name` gets a number to it."""
         again = sum(service.name.partition("-")[0] == name for service in self._running)
-        service = Service(module, self._folder / f"{name}{f'-{again + 1}' if again else ''}.log", settings)
+        log = self._folder / f"{name}{f'-{again + 1}' if again else ''}.log"
+        service = Service(module, log, settings, launcher)
         self._running.append(service)
         self.known.append(service)
         return service

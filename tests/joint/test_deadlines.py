@@ -36,7 +36,7 @@ def test_too_little_time_for_the_cloud(
     answers = Answers(device.predict(picture(UNSURE), mode=mode, deadline_ms=deadline_ms) for _ in range(20))
     assert {a.status for a in answers} == {200}
     assert {source for source, _ in answers.who} == {"edge_fallback"}
-    assert answers.reasons <= ({"budget"} if deadline_ms == 1 else {"budget", "deadline"})
+    assert answers.reasons <= ({"budget"} if deadline_ms == 1 else {"budget", "deadline", "breaker_open"})
     assert {a.label for a in answers} == {"red"}
     note(latest_after_deadline_ms=answers.latest_ms(), who=str(dict(answers.who)))
 

@@ -15,6 +15,7 @@ import onnx
 import pytest
 from grpc_health.v1 import health_pb2
 
+from tests import wedges
 from tests.bundles import (
     SURE,
     UNSURE,
@@ -259,6 +260,45 @@ def run(kind: str, *arguments: str, **settings: str) -> tuple[int, str]:
     command = [sys.executable, "-m", kind, *arguments]
     done = subprocess.run(command, env=named, cwd=ROOT, capture_output=True, text=True, timeout=30)
     return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_signal_while_it_loads_ends_it_without_waiting_for_the_load(
+    services: Services, tmp_path: Path, kind: str
+) -> None:
+    folder = write_bundle(tmp_path / "colors")
+    file = {"edge_node": "edge-int8.onnx", "cloud_service": "full.onnx"}[kind]
+    replace_file(folder, file, wedges.looping(over=-1.0))
+    service = services.start(kind, kind, {"bundles": folder})
+    service.ports  # noqa: B018 - waits until it listens
+    service.signal(signal.SIGTERM)
+    assert service.wait(STOP_S) == 0
+    assert "ready" not in service.log
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc to see what is imported")
+def test_an_interrupt_during_the_imports_leaves_no_stack_trace(
+    services: Services, tmp_path: Path, kind: str
+) -> None:
+    service = services.start(kind, kind, {"bundles": write_bundle(tmp_path / "colors")})
+    maps = Path(f"/proc/{service.process.pid}/maps")
+    eventually(lambda: "uvloop" in maps.read_text(), 20, "the first library is loaded")
+    service.signal(signal.SIGINT)
+    assert service.wait(STOP_S) in (0, -signal.SIGINT)
+    assert "Traceback" not in service.log
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_not_ready_is_said_before_anything_is_refused(services: Services, tmp_path: Path, kind: str) -> None:
+    service = services.start(kind, kind, {"bundles": write_bundle(tmp_path / "colors"), "drain_ms": 700})
+    service.wait_ready()
+    service.signal(signal.SIGTERM)
+    eventually(lambda: ready(service) == (200, 503), 0.6, "it says so and still answers")
+    assert health(service) == health_pb2.HealthCheckResponse.NOT_SERVING
+    if kind == "edge_node":
+        assert Device(service.ports[0]).predict(picture(SURE)).status == 200
+    assert service.wait(STOP_S) == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
