@@ -170,11 +170,11 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         settings = load_settings(arguments.config or config_path())
+        configure_logging(settings.log_level, settings.log_format)
         check(settings)
     except ValueError as error:
         parser.exit(2, f"tandem-cloud: {error}\n")
     tune_grpc()
-    configure_logging(settings.log_level, settings.log_format)
     for name, setting in misspelt_variables().items():
         _log.warning("%s is set, but is no setting; did you mean %s?", name, setting)
     sys.exit(uvloop.run(serve(settings)))
