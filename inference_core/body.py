@@ -112,14 +112,11 @@ class _Reading:
         if not more:
             body: Body = first
         else:
-            # Made at its full size, so that no part of it is copied twice.
-            body = bytearray(max(declared, len(first)))
-            body[: len(first)] = first
+            # Never made at the size that is declared: to declare costs nothing, and is not counted as held.
+            body = bytearray(first)
             while more:
-                at = self._held
                 chunk, more = await self._chunk()
-                body[at : self._held] = chunk
-            del body[self._held :]
+                body += chunk
         if not body:
             raise InvalidInput("body: is empty")
         return body

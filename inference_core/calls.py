@@ -65,15 +65,15 @@ class Guard:
         self._on_refused = on_refused
 
     def serve(self, server: grpc.aio.Server, service: str, handlers: Handlers) -> None:
-        """Register the unary ones of `handlers` behind this guard, and the others as they are."""
+        """Register those of `handlers` that take one message behind this guard, the others as they are."""
         guarded = {
-            name: handler if handler.request_streaming or handler.response_streaming else self._unary(handler)
+            name: handler if handler.request_streaming else self._guarded(handler)
             for name, handler in handlers.items()
         }
         server.add_registered_method_handlers(service, guarded)
 
-    def _unary(self, handler: Any) -> Any:
-        answer, parse = handler.unary_unary, handler.request_deserializer
+    def _guarded(self, handler: Any) -> Any:
+        answer, parse = handler.unary_stream or handler.unary_unary, handler.request_deserializer
 
         async def call(_: object, context: Context) -> Any:
             data = await self._message(context)
@@ -84,6 +84,8 @@ class Guard:
             except TandemError as error:  # of the guard's own: a method ends its call by itself
                 await self._end(context, error)
 
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
         return grpc.stream_unary_rpc_method_handler(call, None, handler.response_serializer)
 
     async def _end(self, context: Context, error: TandemError) -> None:

@@ -92,6 +92,9 @@ def server_context(files: Files) -> ssl.SSLContext:
         raise RuntimeError("a server has a certificate")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Who comes back by a ticket is not looked at again, whatever became of its authority meanwhile.
+    context.options |= ssl.OP_NO_TICKET
+    context.num_tickets = 0
     _fit(context, files.certificate, files.key)
     if files.authority is not None:
         context.verify_mode = ssl.CERT_OPTIONAL

@@ -189,7 +189,12 @@ class Engine:
         if self._source is None or time.monotonic() < self._not_before:
             return
         if self._restarting.acquire(blocking=False):
-            threading.Thread(target=self._renew, args=(self._source,), name="restart", daemon=True).start()
+            thread = threading.Thread(target=self._renew, args=(self._source,), name="restart", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # no threads are left: the next failure tries again
+                self._restarting.release()
+                _log.error("%s of %s cannot be restarted: %s", self.name, self.model, error)
 
     def _renew(self, source: Callable[[], bytes]) -> None:
         _log.error("%s of %s fails or hangs; restarting its engine", self.name, self.model)

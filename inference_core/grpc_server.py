@@ -1,10 +1,10 @@
 """A gRPC server that no call can end.
 
 gRPC for Python (1.85) reads the name of each unknown method as UTF-8 in the loop that takes all calls. One
-that is not UTF-8 ends the loop: the port closes, and what the core of gRPC then writes goes to memory that is
-not its own any more. So unknown methods do not come to that loop here: they are answered where they are
-taken, whatever they are called. Nothing public lets one do that; `tests/inference_core/test_grpc_server.py`
-shows that it works with the gRPC that is installed, and that it is needed.
+that is not UTF-8 ends the loop: the port closes for good (and twice the process was seen to crash after
+that). So unknown methods do not come to that loop here: they are answered where they are taken, whatever they
+are called. Nothing public lets one do that; `tests/inference_core/test_grpc_server.py` shows
+that it works with the gRPC that is installed, and that it is needed.
 """
 
 import asyncio

@@ -10,8 +10,6 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import httptools
@@ -20,6 +18,9 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from inference_core.errors import Overloaded, TooSlow, http_status
+from inference_core.http_bounds import Bounds, Phase
+
+__all__ = ["MAX_PIPELINED", "MAX_TURNED_AWAY", "PEER", "REFUSED", "Bounds", "Connections", "HttpConnection"]
 
 PEER = "peer"  # in a request's state: the certificate that its sender has shown, as `ssl` has it
 REFUSED = "refused"  # in a request's state: the status and the words that its sender has got meanwhile
@@ -27,27 +28,6 @@ MAX_PIPELINED = 16
 MAX_TURNED_AWAY = 64  # connections over the limit that are told so; more are dropped
 _SWEEP_S = 0.5
 _LINGER_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What one server allows strangers. Times are in seconds: for a request's head, for its body and for
-    taking the answer to it, and between two requests. `head_bytes` bounds request line and headers."""
-
-    connections: int = 1000
-    head_bytes: int = 16 << 10
-    head_s: float = 10.0
-    body_s: float = 30.0
-    idle_s: float = 30.0
-
-
-class Phase(Enum):
-    """What a connection is waiting for its client to send."""
-
-    NOTHING = "nothing"  # a request may come
-    HEAD = "head"
-    BODY = "body"
-    END = "end"  # it has been refused: what still comes is thrown away
 
 
 class Connections:
@@ -122,6 +102,7 @@ class HttpConnection(HttpToolsProtocol):
         self._fed = 0  # bytes since the parser last got on: more are not in an unfinished head
         self._got_on = False
         self._refusal: tuple[int, str] | None = None
+        self._later: tuple[int, str, float] | None = None
         self._unsent, self._unsent_since = 0, 0.0
         self.phase = Phase.NOTHING
         self.since = self.loop.time()
@@ -175,17 +156,25 @@ class HttpConnection(HttpToolsProtocol):
                 self._fed = 0
         self._fed += len(data)
         try:
-            self.parser.feed_data(data)
+            self._feed(data)
         except httptools.HttpParserCallbackError:
             self._refuse(*(self._refusal or (400, "request: its target cannot be read")))
         except httptools.HttpParserError as error:
             self._refuse(400, f"request: not HTTP/1.1: {error}")
-        except httptools.HttpParserUpgrade:
-            return  # to nothing that is spoken here: the request is answered as any other
         else:
             # A head without an end; or what trails a body, or a chunk's head.
             if self._fed > self._bounds.head_bytes and not self._got_on:
                 self._refuse(*self._over_the_limit(self._fed))
+
+    def _feed(self, data: bytes) -> None:
+        """Parse. Who asks for another protocol goes on with this one: what follows is the next request."""
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+            else:
+                return
 
     def on_message_begin(self) -> None:
         """A head begins."""
@@ -223,6 +212,13 @@ class HttpConnection(HttpToolsProtocol):
         """An answer has been handed over."""
         if self.phase is Phase.NOTHING:
             self.since = self.loop.time()
+        if self._later is not None and len(self.pipeline) == 1:  # what is next is refused already
+            self.pipeline.clear()
+            self.cycle.disconnected = True
+            if not self.transport.is_closing():
+                self._write(*self._later)
+            self._finish()
+            return
         super().on_response_complete()
         if self.phase is Phase.END and not self._answering:
             self._finish()
@@ -264,6 +260,10 @@ class HttpConnection(HttpToolsProtocol):
         reading, self.phase, self.since = self.phase is Phase.BODY, Phase.END, self.loop.time()
         if self._answering and not reading:
             return
+        if self.pipeline:  # its turn to be answered comes when those before it have been
+            self._later = status, message, retry_after_s
+            self._all.on_refused(status)
+            return
         if self._answering:
             # Whoever reads the body learns that no more of it will come, and why.
             self.cycle.scope["state"][REFUSED] = status, message
@@ -273,7 +273,7 @@ class HttpConnection(HttpToolsProtocol):
             self._all.on_refused(status)
         if self.transport.is_closing():
             return
-        if self._answering or not reading:  # else it has been answered, and only its body goes on
+        if not (reading and self.cycle.response_started):  # else only its body goes on
             self._write(status, message, retry_after_s)
         self._finish()
 

@@ -75,7 +75,8 @@ class _Class(Generic[_W]):
             elif waiter.tag >= 0:
                 unused[caller] = unused.get(caller, 0.0) + work
         for caller, work in unused.items():  # what was not done is not held against them
-            self._next[caller] = max(self._now, self._next[caller] - work)
+            # who was passed over by others with later turns may have been forgotten
+            self._next[caller] = max(self._now, self._next.get(caller, 0.0) - work)
         if unused:
             left.sort(key=_tag)
         self.waiters = left
@@ -161,10 +162,12 @@ class Line(Generic[_W]):
         for other, kind in reversed(self._classes.items()):
             own = kind.by_caller.get(caller, 0.0) + work if other is priority else 0.0
             held = dict(kind.by_caller)
-            newest = {name: [w for w in kind.waiters if w.caller == name] for name in held} if held else {}
+            newest: dict[str, list[_W]] = {}
+            for waiter in kind.waiters:
+                newest.setdefault(waiter.caller, []).append(waiter)
             while needed > 0 and held:
                 most = max(held, key=lambda name: held[name])
-                if held[most] <= own or not newest[most]:
+                if held[most] <= own or not newest.get(most):
                     break
                 gone = newest[most].pop()
                 held[most] -= gone.work

@@ -31,6 +31,7 @@ _PACKAGES = str(Path(__file__).resolve().parents[1])
 _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import inference_core.qualify as q"
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h: when the parent goes, so does this
 _AT = b"at "  # before the number of the trial that begins
+_REACHED = re.compile(rb"at (\d{1,6})")
 _TOO_LARGE = re.compile(r"running (\w+) node.*requested buffer of size (\d+)", re.DOTALL)
 
 
@@ -66,15 +67,18 @@ def qualify(
 
     Raises `ModelError`, which says why, when it cannot be loaded or run, crashes, or goes over the limits.
     """
-    return qualify_all([Trial(name, model, inputs)], limits)
+    return _qualify([Trial(name, model, inputs)], limits or Limits(), outputs=True)
 
 
-def qualify_all(trials: Sequence[Trial], limits: Limits | None = None) -> Qualified:
-    """`qualify` for several models, one after the other in one process, within the limits together.
-
-    The outputs are those of the last one. Raises `ModelError` for the first that does not pass.
+def qualify_all(trials: Sequence[Trial], limits: Limits | None = None) -> None:
+    """`qualify` for several models, one after the other in one process, within the limits together, and
+    without their outputs: those could fill the memory here. Raises `ModelError` for the first that does not
+    pass.
     """
-    limits = limits or Limits()
+    _qualify(trials, limits or Limits(), outputs=False)
+
+
+def _qualify(trials: Sequence[Trial], limits: Limits, *, outputs: bool) -> Qualified:
     command = [
         sys.executable,
         "-I",
@@ -85,7 +89,7 @@ def qualify_all(trials: Sequence[Trial], limits: Limits | None = None) -> Qualif
         json.dumps([_PACKAGES, *sys.path]),
     ]
     with _anonymous_file() as given:
-        _write(given, trials, limits)
+        _write(given, trials, limits, outputs)
         given.seek(0)
         try:
             ended = subprocess.run(  # noqa: S603
@@ -99,9 +103,9 @@ def qualify_all(trials: Sequence[Trial], limits: Limits | None = None) -> Qualif
     if ended.returncode != 0:
         raise ModelError(_reason(trials[_reached(ended.stderr)].name, ended, limits))
     with np.load(io.BytesIO(ended.stdout), allow_pickle=False) as archive:
-        outputs = {key: archive[key] for key in archive.files}
-    memory = int(outputs.pop(" memory"))
-    return Qualified(outputs, memory)
+        told = {key: archive[key] for key in archive.files}
+    memory = int(told.pop(" memory"))
+    return Qualified(told, memory)
 
 
 def _anonymous_file() -> IO[bytes]:
@@ -111,9 +115,9 @@ def _anonymous_file() -> IO[bytes]:
     return tempfile.TemporaryFile()
 
 
-def _write(out: IO[bytes], trials: Sequence[Trial], limits: Limits) -> None:
-    """The limits, then each trial: a line with its name and sizes, the model, the inputs."""
-    out.write(json.dumps([limits.memory_bytes, limits.seconds, len(trials)]).encode() + b"\n")
+def _write(out: IO[bytes], trials: Sequence[Trial], limits: Limits, outputs: bool) -> None:
+    """The limits and what is wanted, then each trial: a line with its name and sizes, the model, the inputs."""
+    out.write(json.dumps([limits.memory_bytes, limits.seconds, len(trials), outputs]).encode() + b"\n")
     for trial in trials:
         inputs = io.BytesIO()
         np.savez(inputs, **trial.inputs)  # type: ignore[arg-type]
@@ -124,11 +128,11 @@ def _write(out: IO[bytes], trials: Sequence[Trial], limits: Limits) -> None:
 
 def _reached(said: bytes) -> int:
     """The number of the trial that the child was at."""
-    return max((int(line[len(_AT) :]) for line in said.splitlines() if line.startswith(_AT)), default=0)
+    return max((int(match[1]) for match in map(_REACHED.fullmatch, said.splitlines()) if match), default=0)
 
 
 def _reason(name: str, ended: subprocess.CompletedProcess[bytes], limits: Limits) -> str:
-    lines = (line for line in ended.stderr.strip().splitlines() if not line.startswith(_AT))
+    lines = (line for line in ended.stderr.strip().splitlines() if not _REACHED.fullmatch(line))
     said = [line.decode(errors="replace") for line in lines]
     limit = f"the limit is {limits.memory_bytes >> 20} MiB of memory"
     if ended.returncode == _REFUSED and said:
@@ -146,15 +150,16 @@ def _reason(name: str, ended: subprocess.CompletedProcess[bytes], limits: Limits
 
 
 def child() -> None:
-    """In the process of its own: limit it, run the trials, write an archive of the last outputs."""
+    """In the process of its own: limit it, run the trials, write an archive of the last outputs if wanted."""
     sys.exit(_run_trials(sys.stdin.buffer))
 
 
 def _run_trials(given: IO[bytes]) -> int:
-    memory_bytes, seconds, count = json.loads(given.readline())
+    memory_bytes, seconds, count, wanted = json.loads(given.readline())
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no file as large as its memory
     # The parent keeps the time; this is for where it can go and leave this behind.
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds * (os.cpu_count() or 1)) + 2,) * 2)
     outputs: Mapping[str, NDArray[Any]] = {}
@@ -169,10 +174,10 @@ def _run_trials(given: IO[bytes]) -> int:
             reason = str(error)
             if isinstance(error, MemoryError) or "bad_alloc" in reason:
                 reason = f"{name}: needs more memory than the limit, {memory_bytes >> 20} MiB"
-            sys.stderr.write(json.dumps(reason))
+            sys.stderr.write("\n" + json.dumps(reason))  # whatever a library has said before
             return _REFUSED
     result = io.BytesIO()
-    np.savez(result, **outputs, **{" memory": np.int64(_peak_bytes())})  # type: ignore[arg-type]
+    np.savez(result, **(outputs if wanted else {}), **{" memory": np.int64(_peak_bytes())})  # type: ignore[arg-type]
     sys.stdout.buffer.write(result.getvalue())
     return 0
 

@@ -71,17 +71,21 @@ class Watch(Generic[_T]):
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._interval_s)
-            self._on_look()
-            if not self._settling.look(await asyncio.to_thread(signature, self._paths)):
-                continue
             try:
-                self._use(await asyncio.to_thread(self._read))
-            except ValueError as error:
-                _log.error(
-                    "%s changed and cannot be used, what was there before stays: %s", self._what, error
-                )
-            else:
-                _log.info("%s changed and is in use: %s", self._what, ", ".join(map(str, self._paths)))
+                await self._look()
+            except Exception:  # noqa: BLE001 - a look that fails must not be the last one
+                _log.exception("%s could not be looked at", self._what)
+
+    async def _look(self) -> None:
+        self._on_look()
+        if not self._settling.look(await asyncio.to_thread(signature, self._paths)):
+            return
+        try:
+            self._use(await asyncio.to_thread(self._read))
+        except ValueError as error:
+            _log.error("%s changed and cannot be used, what was there before stays: %s", self._what, error)
+        else:
+            _log.info("%s changed and is in use: %s", self._what, ", ".join(map(str, self._paths)))
 
 
 def signature(paths: Sequence[Path]) -> Signature:

@@ -103,7 +103,12 @@ class Watchdog:
         while not self._stopping.wait(min(0.25, self.limit_s / 4)):
             now = time.monotonic()
             for run in self._runs.copy():
-                self._look_at(run, now)
+                try:
+                    self._look_at(run, now)
+                except Exception:  # noqa: BLE001 - who ends runs must not end itself
+                    _log.exception(
+                        "%s of %s: its run cannot be dealt with", run.engine.name, run.engine.model
+                    )
 
     def _look_at(self, run: Run, now: float) -> None:
         engine = run.engine

@@ -45,9 +45,11 @@ class Workers(Executor):
             future = self._busy.pop(identity, None)
             if future is None or self._threads.pop(identity, None) is None:
                 return
-            if not self._closed:
-                self._hire()
+        # First of all its caller: a machine that has no threads left cannot start another.
         future.set_exception(ModelError("the run could not be ended, and is not waited for"))
+        with self._lock:
+            if not self._closed and len(self._threads) < self._count:
+                self._hire()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more work, and end the threads: `wait` for each of them a moment, not for ever."""

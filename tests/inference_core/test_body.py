@@ -1,5 +1,6 @@
 """Reading a body with a limit, from any stream of chunks."""
 
+import tracemalloc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 
@@ -114,3 +115,17 @@ async def test_a_question_is_short() -> None:
     assert await read_question(chunks(b"a" * 4000, b"b" * 96)) == b"a" * 4000 + b"b" * 96
     with pytest.raises(TooLarge, match="body: over the limit of 4096 bytes"):
         await read_question(chunks(b"a" * 4000, b"b" * 97))
+
+
+async def test_memory_is_not_taken_for_what_is_only_declared() -> None:
+    size, intake = 64 << 20, Intake(64 << 20, 64 << 20)
+    stream = Stream([b"a", None], b"%d" % size)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ClientDisconnect):
+            async with stream.into(intake):
+                pass
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert intake.held == 0

@@ -147,3 +147,38 @@ def test_near_its_end_is_the_last_fifth() -> None:
     held = Validity(begins=1000.0, ends=2000.0)
     assert not held.is_near_its_end(1799.0)
     assert held.is_near_its_end(1801.0)
+
+
+def shake_hands(
+    server: ssl.SSLContext, client: ssl.SSLContext, before: ssl.SSLSession | None
+) -> ssl.SSLObject:
+    """A client's end of a connection over memory, which may come back with the session of one before."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = client.wrap_bio(down, up, server_hostname="localhost", session=before)
+    theirs = server.wrap_bio(up, down, server_side=True)
+    waiting = [ours, theirs]
+    while waiting:
+        for end in tuple(waiting):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+                waiting.remove(end)
+    theirs.write(b"!")
+    assert ours.read() == b"!"  # TLS 1.3 hands its tickets out behind the handshake
+    return ours
+
+
+def test_nobody_comes_back_without_being_looked_at(site: Site) -> None:
+    files = site.cloud()
+    client = ssl.create_default_context(cafile=site.ca)
+    node = site.edge("edge-1")
+    client.load_cert_chain(*(str(path) for path in (node.certificate, node.key)))
+
+    def resumes(server: ssl.SSLContext) -> bool:
+        first = shake_hands(server, client, None)
+        return bool(shake_hands(server, client, first.session).session_reused)
+
+    assert not resumes(server_context(files))
+    generous = server_context(files)
+    generous.num_tickets = 2
+    generous.options &= ~ssl.OP_NO_TICKET
+    assert resumes(generous)

@@ -90,7 +90,7 @@ async def test_callers_that_are_gone() -> None:
 
 
 async def plain() -> None:
-    """What grpc.aio does by itself; for a process of its own, since it writes where it must not."""
+    """What grpc.aio does by itself; for a process of its own, since it may not survive that."""
     server = grpc.aio.server(options=OPTIONS)
     port = with_echo(server)
     await server.start()

@@ -228,6 +228,18 @@ async def test_an_upgrade_is_answered_as_if_nobody_had_asked() -> None:
         assert (await c.answer())[0] == 200
 
 
+async def test_what_follows_an_upgrade_is_the_next_request() -> None:
+    async with serving() as rig, rig.connect() as c:
+        rig.app.gate.clear()
+        upgrade = b"GET /a HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+        c.send(upgrade, upgrade, POST, b"Content-Length: 40\r\n\r\n")
+        await rig.until(lambda: rig.app.asked)
+        rig.app.gate.set()
+        assert [(await c.answer())[2] for _ in range(2)] == [b"0", b"0"]
+        c.send(GET.ljust(40))  # a body, and not another request
+        assert (await c.answer())[2] == b"40"
+
+
 # ---- time
 
 
@@ -379,3 +391,19 @@ async def test_what_came_before_nonsense_is_answered() -> None:
         rig.app.gate.set()
         assert (await c.answer())[0] == 200
         assert await c.ended() == b""
+
+
+@pytest.mark.parametrize("tail", [b"1\r\na\r\nzz\r\n", b"1\r\na\r\n"])
+async def test_a_body_that_is_refused_waits_for_the_answers_before_it(tail: bytes) -> None:
+    async with serving(body_s=30.0) as rig, rig.connect() as c:
+        rig.app.gate.clear()
+        c.send(GET, GET, POST, b"Transfer-Encoding: chunked\r\n\r\n", tail)
+        await rig.until(lambda: rig.app.asked)
+        rig.pass_time(31.0)
+        rig.app.gate.set()
+        assert [(await c.answer())[0] for _ in range(2)] == [200, 200]
+        status, headers, _ = await c.answer()
+        assert (status, headers["connection"]) == (400 if b"zz" in tail else 408, "close")
+        assert (rig.app.asked, rig.refused) == (2, [status])
+        rig.pass_time(2.0)
+        await rig.until(lambda: not rig.connections.count)

@@ -134,6 +134,37 @@ def test_nobody_goes_where_that_would_not_be_enough() -> None:
     assert len(line) == 6
 
 
+def test_who_was_passed_over_and_forgotten_may_still_leave() -> None:
+    line: Line[Guest] = Line()
+    over, others = Guest("b", caller="b"), [Guest(f"c{number}", caller="c") for number in range(4)]
+    for guest in (over, *others):
+        line.add(guest)
+    for guest in others[:3]:  # of another kind, so that they are taken before it
+        line.take([guest])
+    for number in range(100):
+        guest = Guest("x", caller=str(number))
+        line.add(guest)
+        line.take([guest])
+    line.leave([over])
+    assert served(line) == ["c3"]
+
+
+def test_finding_who_has_to_go_takes_one_look_at_each() -> None:
+    class Counted(str):
+        looks = 0
+
+        def __eq__(self, other: object) -> bool:
+            Counted.looks += 1
+            return str.__eq__(self, str(other))
+
+        __hash__ = str.__hash__
+
+    line = line_of(*(Guest("n", caller=Counted(number)) for number in range(200)), Guest("m", caller="0"))
+    Counted.looks = 0
+    assert len(line.displaced(NORMAL, "x", 1.0, 1.0)) == 1
+    assert Counted.looks < 1000
+
+
 def test_who_has_most_gives_way_to_who_has_less_until_they_are_even() -> None:
     line = line_of(*many("a", 10))
     room = 10

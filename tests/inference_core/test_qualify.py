@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from inference_core.engine import Engine
 from inference_core.errors import ModelError
-from inference_core.qualify import Limits, qualify
+from inference_core.qualify import Limits, _reached, qualify
 from tests.toolchain import networks
 
 ROWS = networks.inputs(2)
@@ -163,3 +163,8 @@ def test_files_in_the_current_folder_are_not_imported(
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('of the user')\n")
     monkeypatch.chdir(tmp_path)
     assert qualify(networks.full_network(), {"input": ROWS}, name="m").outputs["logits"].shape == (2, 3)
+
+
+def test_what_libraries_say_on_the_way_confuses_nobody() -> None:
+    said = b"at 0\nat /onnxruntime_src/core.cc:7\nat 1\nat 99999999999\nterminate called"
+    assert _reached(said) == 1

@@ -73,3 +73,25 @@ def test_what_cannot_be_used_changes_nothing_and_is_said_once(
     errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 1
     assert "'3' is no word" in errors[0]
+
+
+def test_a_look_that_fails_is_not_the_last_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, taken = tmp_path / "word", list[str]()
+    path.write_text("one")
+
+    def use(text: str) -> None:
+        taken.append(text)
+        if text == "two":
+            raise RuntimeError("can't start new thread")
+
+    async def run() -> None:
+        watch = Watch("the word", [path], path.read_text, use, interval_s=BRISK_S)
+        watch.start()
+        for count, text in enumerate(("two", "three!"), 1):
+            path.write_text(text)
+            await until(taken, count)
+        await watch.close()
+
+    asyncio.run(run())
+    assert taken == ["two", "three!"]
+    assert "the word could not be looked at" in caplog.text

@@ -121,3 +121,34 @@ def test_a_node_that_heeds_nothing_is_told_of_with_its_thread(watchdog: Watchdog
     assert happened[:2] == [(Event.ABANDONED, "colors"), (Event.STUCK, "colors")]
     eventually(lambda: not deaf.restarting)
     assert np.isfinite(deaf.run(ANSWERS)["logits"]).all()
+
+
+def test_without_threads_an_engine_is_not_restarting_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    made = engine(wedges.looping(), Watchdog(10), wedges.looping)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        made.stuck()
+    assert not made.restarting
+    assert made.run(ANSWERS)["logits"].shape == (1, 3)
+
+
+def test_a_watchdog_outlives_what_it_cannot_deal_with(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[Event] = []
+
+    def tell(event: Event, _: str) -> None:
+        told.append(event)
+        if len(told) == 1:
+            raise RuntimeError("can't start new thread")
+
+    made = Watchdog(0.2, tell)
+    made.start()
+    looping = engine(wedges.looping(), made)
+    for _ in range(2):
+        with pytest.raises(ModelError, match="was ended"):
+            looping.run(HANGS)
+    made.stop()
+    assert told == [Event.ABANDONED] * 2
+    assert "cannot be dealt with" in caplog.text

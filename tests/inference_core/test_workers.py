@@ -73,3 +73,29 @@ def test_after_a_shutdown_nothing_is_taken_and_what_waits_is_cancelled() -> None
         workers.submit(abs, 1)
     gate.set()
     assert held.result(5) is True
+
+
+def test_the_caller_is_told_where_no_thread_can_take_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, gate = threading.Event(), threading.Event()
+
+    def hang() -> int:
+        entered.set()
+        gate.wait(10)
+        return threading.get_ident()
+
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    workers = Workers(1, "test")
+    hanging = workers.submit(hang)
+    assert entered.wait(5)
+    (thread,) = (one for one in threading.enumerate() if one.name == "test" and one.ident)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        with pytest.raises(RuntimeError):
+            workers.give_up(thread.ident or 0)
+        with pytest.raises(ModelError):
+            hanging.result(1)
+    gate.set()
+    assert workers.submit(pow, 2, 3).result(5) == 8
+    workers.shutdown()
