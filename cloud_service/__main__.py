@@ -175,6 +175,7 @@ def main() -> None:
     except ValueError as error:
         parser.exit(2, f"tandem-cloud: {error}\n")
     tune_grpc()
+    os.umask(0o077)  # samples are nobody else's to read
     for name, setting in misspelt_variables().items():
         _log.warning("%s is set, but is no setting; did you mean %s?", name, setting)
     sys.exit(uvloop.run(serve(settings)))

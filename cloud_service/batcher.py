@@ -252,7 +252,8 @@ class Batcher:
     async def _run_apart(self, batch: list[Waiter]) -> None:
         """A run of its own for each: the values of one are to blame, and the others shall not pay for it."""
         for waiter in batch:
-            await self._run([waiter])
+            if not waiter.future.done():
+                await self._run([waiter])
 
     def _ran(self, rows: int, outputs: Tensors, started: float) -> float:
         """Note a run that began at `started` and has just ended; its seconds. Raises `ModelError` when not as

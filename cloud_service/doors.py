@@ -30,14 +30,13 @@ class Doors:
         self.tls = None if files is None else ServerTls(files, on_certificate)
         self._asks = self.tls is not None and self.tls.asks_for_certificates
         self._revocations: Watch[frozenset[str]] | None = None
-        path, revoked = settings.revoked_nodes, frozenset[str]()
+        self.nodes, path = Nodes(settings.nodes, (), on_refused), settings.revoked_nodes
         if path is not None:
-            revoked = read_revoked(path)
-        self.nodes = Nodes(settings.nodes, revoked, on_refused)
-        if path is not None:
+            # Watched before it is read: so no change in between is missed.
             self._revocations = Watch(
                 "the list of revoked nodes", [path], partial(read_revoked, path), self.nodes.revoke
             )
+            self.nodes.revoke(read_revoked(path))
 
     def start(self) -> None:
         """Take files again when they change, from now on."""

@@ -19,7 +19,8 @@ from cloud_service.identity import caller_of, is_certified
 from cloud_service.metrics import Metrics
 from cloud_service.models import Models, Served
 from cloud_service.sample_metrics import REASONS
-from cloud_service.samples import Content, Label, Record, Samples
+from cloud_service.sample_table import Content, Label, Record
+from cloud_service.samples import Samples
 from inference_core.errors import Forbidden, InvalidInput, TandemError, grpc_status
 from inference_core.priority import Priority
 from inference_core.tensors import Tensors, from_bytes, objects
@@ -53,7 +54,8 @@ class Fleet(fleet_grpc.FleetServicer):
                 await context.abort(code, "samples are not stored here: CLOUD_SAMPLES is empty")
             left_s = context.time_remaining()
             deadline = started + (_PATIENCE_S if left_s is None else left_s)
-            return await self._put(self._samples, request, _node(request, context), deadline)
+            node, caller = _node(request, context), caller_of(context)
+            return await self._put(self._samples, request, node, caller, deadline)
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             raise
@@ -73,7 +75,7 @@ class Fleet(fleet_grpc.FleetServicer):
             self._method.seconds.observe(time.monotonic() - started)
 
     async def _put(
-        self, samples: Samples, request: pb.PutSampleRequest, node: str, deadline: float
+        self, samples: Samples, request: pb.PutSampleRequest, node: str, caller: str, deadline: float
     ) -> pb.PutSampleResponse:
         """Look it up, else label and store it: only then it is acknowledged."""
         _check(request)
@@ -81,16 +83,18 @@ class Fleet(fleet_grpc.FleetServicer):
         if stored is None:
             form, contents = _contents(request)
             served = self._models.get(_model(request.model, form), request.version, request.bundle)
-            label = await self._label(served, _inputs(form, contents), deadline, node)
+            label = await self._label(served, _inputs(form, contents), deadline, caller)
             stored, known = await samples.put(_record(request, node, form, contents, served), label)
         return pb.PutSampleResponse(index=stored.index, label=stored.name, known=known)
 
-    async def _label(self, served: Served, inputs: Tensors, deadline: float, node: str) -> Label:
+    async def _label(self, served: Served, inputs: Tensors, deadline: float, caller: str) -> Label:
         """What the full model says. Raises `InvalidInput` for what it does not take or cannot judge."""
+        priority = Priority.BACKGROUND
         if served.decoder is not None:
+            served.batcher.admit(inputs, deadline, priority=priority, caller=caller)
             loop = asyncio.get_running_loop()
             inputs = await loop.run_in_executor(self._decoders, served.decoder.decode, inputs)
-        batched = await served.batcher.submit(inputs, deadline, priority=Priority.BACKGROUND, caller=node)
+        batched = await served.batcher.submit(inputs, deadline, priority=priority, caller=caller)
         (logits,) = batched.outputs.values()
         if not np.isfinite(logits).all():
             raise InvalidInput("the full model's answer holds a NaN or an infinity")

@@ -5,6 +5,8 @@ is one of an edge node that may call. Health is for everyone who gets a connecti
 """
 
 import inspect
+import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
 
@@ -19,6 +21,7 @@ from inference_core.http_connection import PEER
 
 OPEN_CALLS = "/grpc.health.v1.Health/"
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
+CALLER = "caller"  # in a request's state: the edge node that its sender's certificate names
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Found: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
@@ -83,18 +86,22 @@ class HttpGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            state = scope.setdefault("state", {})
             try:
-                self._check(scope.get("state", {}).get(PEER))
+                state[CALLER] = self._check(state.get(PEER))
             except TandemError as error:
                 await _refuse(error, send)
                 return
         await self._app(scope, receive, send)
 
-    def _check(self, certificate: dict[str, Any] | None) -> None:
+    def _check(self, certificate: dict[str, Any] | None) -> str:
         if not certificate:
             raise Unauthenticated("certificate: none was shown, this service asks for one")
+        ends = certificate.get("notAfter")  # looked at by the handshake, which may be long ago, or resumed
+        if ends and ssl.cert_time_to_seconds(ends) < time.time():
+            raise Unauthenticated("certificate: has ended")
         names = certificate.get("subjectAltName", ())
-        self._nodes.admit([name for kind, name in names if kind == "URI"])
+        return self._nodes.admit([name for kind, name in names if kind == "URI"])
 
 
 async def _refuse(error: TandemError, send: Send) -> None:

@@ -151,6 +151,7 @@ class Metrics:
         self.model_info.remove(name, version, precision, digest[:12])
         if gone:
             self.depth.remove(name)
+            self.queue_limit.remove(name)
 
     def show_limit(self, name: str, limit: Callable[[], int]) -> None:
         """Show how many samples of a model may wait and run."""

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from cloud_service.deadline import time_left
+from cloud_service.guard import CALLER
 from cloud_service.metrics import Metrics
 from cloud_service.models import Models, Served
 from inference_core.body import Intake, read_question, single
@@ -98,7 +99,8 @@ class OpenInference:
                 with self._intake.holding(len(body) if body is not raw else 0):
                     asked = parse(body, request.headers.get(HEADER_LENGTH))
                     accepted = request.headers.get("accept-encoding", "")
-                    caller = request.client.host if request.client else ""
+                    host = request.client.host if request.client else ""
+                    caller = request.scope.get("state", {}).get(CALLER, host)
                     return await self._run(served, asked, arrived, accepted, caller)
 
     async def _run(

@@ -257,6 +257,26 @@ async def test_whose_values_the_model_cannot_take_spoils_it_for_nobody() -> None
         assert r.engine.rows == [[-1.0], [1.0, 3.0, 4.0], [1.0], [3.0], [4.0]]
 
 
+async def test_who_has_left_gets_no_run_of_its_own() -> None:
+    def refuse(outputs: Tensors) -> Tensors:
+        if len(outputs["y"]) > 1:
+            raise InvalidInput("not together")
+        return outputs
+
+    async with rig(held=True) as r:
+        first = await r.busy()
+        r.engine.change = refuse
+        tasks = [r.submit(value) for value in (1.0, 3.0, 4.0)]
+        await r.queued(3)
+        r.engine.let(1)
+        await first
+        await r.engine.began()
+        tasks[1].cancel()
+        r.engine.let(4)
+        await asyncio.wait(tasks)
+        assert r.engine.rows == [[-1.0], [1.0, 3.0, 4.0], [1.0], [4.0]]
+
+
 async def test_one_that_is_retired_answers_whoever_has_taken_it_and_then_ends() -> None:
     async with rig(held=True) as r:
         first = await r.busy()

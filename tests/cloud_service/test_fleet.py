@@ -13,6 +13,7 @@ from cloud_service.fleet import SERVICE
 from cloud_service.models import PROVIDERS
 from edge_node.cloud_tls import CloudTls
 from inference_core.bundle import load_bundle
+from inference_core.priority import Priority
 from inference_core.tls import ServerTls
 from protos import fleet_pb2 as pb
 from protos import fleet_pb2_grpc as fleet_grpc
@@ -149,6 +150,24 @@ async def test_what_is_wrong_is_said_and_not_stored(
     assert caught.value.code().name == status
     assert words in str(caught.value.details())
     assert stored(service, "SELECT * FROM samples") == []
+
+
+async def test_whose_turn_it_is_is_not_the_messages_to_say(
+    service: Service, colors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest, callers = load_bundle(colors).digest, set[str]()
+    admission = service.models.get("colors").batcher.admission
+    let_in = admission.let_in
+
+    def watched(rows: int, deadline: float, priority: Priority, caller: str) -> Any:
+        callers.add(caller)
+        assert priority is Priority.BACKGROUND
+        return let_in(rows, deadline, priority, caller)
+
+    monkeypatch.setattr(admission, "let_in", watched)
+    for number in range(3):
+        await put(service, request(digest, key=f"{number:032x}", node=f"made-up-{number}"))
+    assert callers == {"127.0.0.1"}
 
 
 async def test_without_a_file_for_them_no_samples_are_taken(colors: Path) -> None:

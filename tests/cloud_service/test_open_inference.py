@@ -22,12 +22,15 @@ from starlette.testclient import TestClient
 
 from cloud_service.admin import HttpServer, create_admin
 from cloud_service.descriptions import create_catalogue
+from cloud_service.guard import HttpGuard
 from cloud_service.metrics import Metrics
 from cloud_service.models import Models, load_models
+from cloud_service.nodes import Nodes
 from cloud_service.open_inference import OpenInference
 from cloud_service.settings import Settings
 from inference_core.body import Intake
 from inference_core.catalogue import EXTENSIONS
+from inference_core.http_connection import PEER
 from inference_core.tensors import to_bytes, to_request
 from inference_core.unserved import PATHS
 from tests.bundles import SURE, UNSURE, picture, pixels, write_bundle
@@ -429,3 +432,28 @@ async def test_both_transports_count_in_the_same_place(bundle: Path) -> None:
         (found,) = create_catalogue(service.models, service.settings, "1").statistics("colors")["model_stats"]
         assert (found["inference_count"], found["execution_count"]) == (2, 1)
         assert found["inference_stats"]["success"]["count"] == 1
+
+
+def test_who_takes_turns_is_the_node_of_the_certificate(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callers: list[str] = []
+    admission = cloud.models.get("colors").batcher.admission
+    let_in = admission.let_in
+
+    def watched(rows: int, deadline: float, priority: Any, caller: str) -> Any:
+        callers.append(caller)
+        return let_in(rows, deadline, priority, caller)
+
+    monkeypatch.setattr(admission, "let_in", watched)
+    guarded = HttpGuard(cloud.app, Nodes())
+
+    async def connected(scope: Any, receive: Any, send: Any) -> None:
+        names = (("URI", "spiffe://tandem/edge/edge-7"),)
+        await guarded({**scope, "state": {PEER: {"subjectAltName": names}}}, receive, send)
+
+    for app in (connected, cloud.app):
+        body = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 3, 8, 8],
+                            "data": pixels(SURE).ravel().tolist()}]}  # fmt: skip
+        assert TestClient(app).post(URL, json=body).status_code == 200
+    assert callers == ["edge-7", "testclient"]

@@ -99,7 +99,7 @@ async def test_a_bundle_that_is_refused_changes_nothing(rig: Rig, tmp_path: Path
 async def test_a_model_that_is_gone_leaves_no_series(rig: Rig, tmp_path: Path) -> None:
     rig.folders = (write_bundle(tmp_path / "other", model="other", cuts=()),)
     assert (await rig.reload.run())["result"] == "ok"
-    for name in ("tandem_model_info", "tandem_queue_depth"):
+    for name in ("tandem_model_info", "tandem_queue_depth", "tandem_queue_limit"):
         assert rig.series(name, "model") == {"other"}
 
 

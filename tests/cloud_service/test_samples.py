@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from cloud_service.sample_metrics import SampleMetrics
-from cloud_service.samples import Content, Label, Record, Samples
+from cloud_service.sample_table import Content, Label, Record
+from cloud_service.samples import Samples
 from inference_core.errors import NotReady, Overloaded
 
 pytestmark = pytest.mark.anyio
@@ -136,3 +138,65 @@ async def test_when_closed_it_takes_nothing(tmp_path: Path) -> None:
         pass
     with pytest.raises(NotReady):
         await one.samples.find("0" * 32)
+
+
+def set_aside(folder: Path) -> set[str]:
+    """The databases there that were, without SQLite's files beside them."""
+    names = {file.name for file in folder.glob("*.broken-*")}
+    return {name for name in names if not name.endswith(("-wal", "-shm"))}
+
+
+async def test_what_is_set_aside_never_takes_the_place_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "samples.db"
+    for number in range(3):  # within one second by the store's clock
+        path.write_bytes(b"no database at all %d" % number * 300)
+        async with store(path) as one:
+            assert await one.samples.put(record(), BLUE) == (BLUE, False)
+    names = ("broken-7", "broken-7-2", "broken-7-3")
+    aside = [(tmp_path / f"samples.db.{name}").read_bytes() for name in names]
+    assert aside == [b"no database at all %d" % number * 300 for number in range(3)]
+
+
+async def test_a_replica_does_not_set_aside_what_another_has_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "samples.db"
+    async with store(path) as one, store(path) as replica:
+        await one.samples.put(record("1" * 32), BLUE)
+        await replica.samples.put(record("2" * 32), BLUE)
+        for made in (one, replica):  # both see the damage, one after the other
+            damage = sqlite3.DatabaseError("file is not a database")
+            damage.sqlite_errorcode = sqlite3.SQLITE_NOTADB
+            made.samples._failed(damage)
+            with contextlib.suppress(Overloaded):
+                await made.samples.put(record("3" * 32), BLUE)
+        assert await replica.samples.find("3" * 32) == BLUE
+    assert set_aside(tmp_path) == {"samples.db.broken-7"}
+
+
+async def test_a_look_up_does_not_show_that_it_can_be_written(tmp_path: Path) -> None:
+    async with store(tmp_path / "samples.db") as one:
+        await one.samples.put(record("1" * 32), BLUE)
+        one.samples._failed(sqlite3.OperationalError("database or disk is full"))
+        one.samples._try_at = 0.0
+        assert await one.samples.find("1" * 32) == BLUE
+        assert one.value("writable") == 0
+        await one.samples.put(record("2" * 32), BLUE)
+        assert one.value("writable") == 1
+
+
+async def test_a_sample_whose_sender_has_gone_is_counted_as_well(tmp_path: Path) -> None:
+    entered, gate = threading.Event(), threading.Event()
+
+    def slow() -> float:
+        entered.set()
+        gate.wait(5)
+        return 7.0
+
+    async with store(tmp_path / "samples.db") as one:
+        one.samples._clock = slow
+        putting = asyncio.create_task(one.samples.put(record(), BLUE))
+        assert await asyncio.to_thread(entered.wait, 5)
+        putting.cancel()
+        await asyncio.wait([putting])
+        gate.set()
+        assert await one.samples.find("0" * 32) == BLUE
+        assert (one.value("stored_total", reason="audit"), one.value("repeated_total")) == (1, 1)
