@@ -8,6 +8,7 @@ if __name__ == "__main__":  # Ctrl-C while the imports below are read ends the p
 import argparse
 import asyncio
 import logging
+import os
 import sys
 import time
 from importlib.metadata import version
@@ -203,6 +204,7 @@ def main() -> None:
     except ValueError as error:
         parser.exit(2, f"tandem-edge: {error}\n")
     tune_grpc()
+    os.umask(0o077)  # samples are nobody else's to read
     for name, setting in misspelt_variables().items():
         _log.warning("%s is set, but is no setting; did you mean %s?", name, setting)
     sys.exit(uvloop.run(serve(settings)))

@@ -6,6 +6,8 @@ import math
 import socket
 import ssl
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -102,10 +104,32 @@ def bounds(settings: Settings) -> Bounds:
 
 
 class _Uvicorn(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, handshake_s: float) -> None:
+        super().__init__(config)
+        self._handshake_s = handshake_s
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals to the node, which has more to stop than this server."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen as uvicorn does, which gives TLS a minute: until its handshake has ended, a connection is
+        neither counted nor timed by anyone else."""
+        config, loop = self.config, asyncio.get_running_loop()
+        await self.lifespan.startup()
+        limit_s = None if config.ssl is None else self._handshake_s
+        protocol: Any = config.http_protocol_class
+        connect = partial(
+            protocol, config=config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        self.servers = [
+            await loop.create_server(
+                connect, sock=sock, ssl=config.ssl, ssl_handshake_timeout=limit_s, backlog=config.backlog
+            )
+            for sock in sockets or ()
+        ]
+        self.started = True
 
 
 class HttpServer:
@@ -139,7 +163,7 @@ class HttpServer:
         )
         config.load()
         config.ssl = tls
-        self._server = _Uvicorn(config)
+        self._server = _Uvicorn(config, self._connections.bounds.head_s)
         self._task: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
 

@@ -11,7 +11,7 @@ from secrets import token_bytes
 import grpc
 
 from edge_node.cloud import Attempt, CloudAnswer, Query
-from edge_node.connection import Connection
+from edge_node.connection import Connection, unless_cancelled
 from edge_node.envelope import envelope
 from edge_node.reply import failure, parsed, refusal, usable
 from edge_node.stream import STREAM_INFER, Stream, StreamEnded
@@ -113,7 +113,7 @@ class Carrier:
                 raise failure(error) from error
             size = 0
         except asyncio.CancelledError:
-            _unless_cancelled()
+            unless_cancelled()
             raise CloudUnreachable("the connection was closed during the call") from None
         self._heard_at = time.monotonic()
         return size
@@ -161,7 +161,7 @@ class Carrier:
         except grpc.aio.AioRpcError as error:
             raise failure(error) from error
         except asyncio.CancelledError:
-            _unless_cancelled()
+            unless_cancelled()
             raise CloudUnreachable("the connection was closed during the call") from None
 
     def _stream(self, large: bool, now: float) -> Stream:
@@ -183,14 +183,6 @@ class Carrier:
         if not self._told_unary:
             self._told_unary = True
             _log.info("%s answers no streams, it is asked by calls: %s", self._connection.target, end)
-
-
-def _unless_cancelled() -> None:
-    """gRPC ends a call by cancellation when its connection is closed: raise that on only where somebody has
-    cancelled the task."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 def _answer(

@@ -109,7 +109,8 @@ class Connection:
 
     def _want_another(self, why: str) -> None:
         self._why = why
-        if self._waiting is not None:
+        # Where the wait has just run out, another one is made anyway.
+        if self._waiting is not None and not self._waiting.expired():
             self._waiting.reschedule(asyncio.get_running_loop().time())
 
     async def ready(self, timeout_s: float) -> None:
@@ -225,6 +226,14 @@ class Connection:
             if any(word in words for word in _OF_TLS):
                 return f"a certificate is refused, by us or by the cloud: {words}"
         return "nobody answers there, the name is not known, or a certificate is refused"
+
+
+def unless_cancelled() -> None:
+    """gRPC ends a call by cancellation when its connection is closed: raise that on only where somebody has
+    cancelled the task."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _options(connect_timeout_s: float, max_message_bytes: int) -> list[tuple[str, Any]]:

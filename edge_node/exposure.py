@@ -26,6 +26,11 @@ def check(settings: Settings) -> None:
             "the authority of the cloud's certificate"
         )
     _read_all(settings)
+    strange = [peer for peer in settings.cloud if not is_local(peer.rpartition(":")[0].strip("[]"))]
+    if settings.cloud_tls_ca is None and strange:
+        _log.warning(
+            "what goes up can be read on its way to %s; EDGE_CLOUD_TLS_CA closes that", ", ".join(strange)
+        )
     if is_local(settings.host):
         return
     if settings.api_keys is None and not settings.insecure:

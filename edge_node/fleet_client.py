@@ -1,12 +1,15 @@
 """One sample to the cloud, by one call of the fleet's protocol, and what became of it."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
 import grpc
+from google.protobuf.message import DecodeError
 
+from edge_node.connection import unless_cancelled
 from edge_node.disclosure import Disclosed
 from edge_node.sample_store import Sample
 from inference_core.tensors import datatype_of, to_bytes
@@ -99,13 +102,19 @@ class FleetClient:
         """Send what `message` made; `on_send` is told of its bytes when they go. Raises `NotTaken`, and
         `CloudUnavailable` where nothing was sent."""
         channel = self._clouds.uplink(len(message)).channel
-        call: grpc.aio.UnaryUnaryMultiCallable[bytes, pb.PutSampleResponse]
-        call = channel.unary_unary(PUT_SAMPLE, response_deserializer=pb.PutSampleResponse.FromString)
+        # As bytes: gRPC gives nothing at all for what is no message.
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(PUT_SAMPLE)
         on_send(len(message))
         try:
-            answer = await call(message, timeout=_CLOUD_S + len(message) / _SLOWEST)
+            data = await call(message, timeout=_CLOUD_S + len(message) / _SLOWEST)
+            answer = pb.PutSampleResponse.FromString(data)
         except grpc.aio.AioRpcError as error:
             raise _not_taken(error.code(), error.details() or "") from error
+        except asyncio.CancelledError:
+            unless_cancelled()
+            raise NotTaken(Trouble.GONE, "the connection was closed during the call") from None
+        except DecodeError as error:
+            raise NotTaken(Trouble.FAILED, f"the answer is no message of the protocol: {error}") from error
         return Receipt(answer.index, answer.label)
 
 

@@ -91,7 +91,11 @@ class Forwarder:
         if found is None:
             return _LOOK_S
         self._waits_since = None
-        await self._forward(*found)
+        try:
+            await self._forward(*found)
+        except Exception:  # noqa: BLE001 - whatever it is, it must not hold up the others
+            _log.exception("forwarding sample %s failed unexpectedly", found[0].key)
+            await self._not_taken(*found, Trouble.FAILED, "forwarding it failed unexpectedly")
         return 0.0
 
     async def _run(self) -> None:
@@ -114,12 +118,12 @@ class Forwarder:
 
     async def _forward(self, sample: Sample, tries: int) -> None:
         if self._elsewhere.get(sample.digest, 0.0) > self._clock():
-            await _result(self._outbox.defer(sample.key, _ELSEWHERE_S, failed=False))
+            await _result(self._outbox.defer_bundle(sample.digest, _ELSEWHERE_S))
             return
         try:
             disclosed = await self._disclosure.of(sample)
             if disclosed is None:
-                await _result(self._outbox.defer(sample.key, _ELSEWHERE_S, failed=False))
+                await _result(self._outbox.defer_bundle(sample.digest, _ELSEWHERE_S))
                 return
             receipt = await self._client.put(self._client.message(sample, disclosed), self._pay)
         except NotTaken as error:
@@ -163,7 +167,7 @@ class Forwarder:
             if sample.digest not in self._elsewhere:
                 _log.warning("samples of %s wait: %s", sample.model, text)
             self._elsewhere[sample.digest] = self._clock() + _ELSEWHERE_S
-            await _result(self._outbox.defer(sample.key, _ELSEWHERE_S, failed=False))
+            await _result(self._outbox.defer_bundle(sample.digest, _ELSEWHERE_S))
         else:
             self._paused_until = self._clock() + _PAUSE_S[trouble]
             if trouble is not Trouble.GONE and trouble is not self._troubled:

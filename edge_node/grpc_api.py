@@ -34,6 +34,7 @@ from protos import open_inference_pb2_grpc as oip_grpc
 
 SERVICE = "inference.GRPCInferenceService"
 _log = logging.getLogger(__name__)
+_HEALTH_BYTES = 64 << 10  # of all questions after the health that are being answered
 _MAX_ON_STREAM = 64  # requests of one stream being answered; the next are not read until then
 _T = TypeVar("_T")
 _M = TypeVar("_M", bound=Message)
@@ -136,12 +137,11 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
         if not reader.cancelled() and (broken := reader.result()) is not None:
             raise broken
 
-    @property
-    def interceptors(self) -> list[CallGuard]:
-        """What stands before every call."""
+    def interceptors(self, calls: int) -> list[CallGuard]:
+        """What stands before every call, of which so many are answered at a time."""
         if self.keyring is None:
             return []
-        return [CallGuard(self.keyring, lambda: self.turned_away("UNAUTHENTICATED"))]
+        return [CallGuard(self.keyring, self.turned_away, max(1, calls // 2))]
 
     def end_streams(self) -> None:
         """Read no more requests from any stream; those that were read are answered still."""
@@ -235,7 +235,7 @@ class GrpcServer:
             ),
             ("grpc.max_connection_idle_ms", settings.idle_timeout_ms),
         ]
-        server = create_server(servicer.interceptors, bounds, settings.max_calls)
+        server = create_server(servicer.interceptors(settings.max_calls), bounds, settings.max_calls)
         methods, health_methods = Methods(), Methods()
         oip_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, methods)  # type: ignore[no-untyped-call]
         # As bytes: what is no message must not end in gRPC's hands.
@@ -245,6 +245,9 @@ class GrpcServer:
         guard.serve(server, SERVICE, methods.handlers | {"ModelStreamInfer": stream})
         refuse_calls(server, SERVICE)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, health_methods)  # type: ignore[arg-type]
+        # Strangers may watch the health for ever, by any name: these have an intake of their own.
+        intake = Intake(_HEALTH_BYTES, _HEALTH_BYTES)
+        guard = Guard(intake, settings.body_timeout_ms / 1000, servicer.turned_away)
         guard.serve(server, health.SERVICE_NAME, health_methods.handlers)
         return server
 

@@ -123,12 +123,22 @@ class JointInference:
 
     def _admit(self, ask: Ask, count: int) -> Place:
         """Room for `count` samples, all or none; `Overloaded`."""
-        mode = ask.wants.mode or ask.model.defaults.mode
         try:
-            return self._admission.admit(ask, count, goes_up=mode is Mode.CLOUD and self._cloud is not None)
+            return self._admission.admit(ask, count, goes_up=self._goes_up(ask))
         except Overloaded as error:
             self._admission.refused(ask, error)
             raise
+
+    def _goes_up(self, ask: Ask) -> bool:
+        """Whether the cloud is asked before any run here: not where it is known that it cannot be."""
+        mode = ask.wants.mode or ask.model.defaults.mode
+        if self._cloud is None or mode is not Mode.CLOUD or not policy.may_leave(self._privacy, Route.INPUT):
+            return False
+        try:
+            self._cloud.check(ask.wants_ms / 1000)
+        except CloudUnavailable:
+            return False
+        return True
 
     async def _together(self, asks: Sequence[Ask], place: Place) -> list[Answer]:
         try:
@@ -245,12 +255,12 @@ class JointInference:
         try:
             return await self._navigator.ask(cloud, request, query, request.budget(seen).cloud_s)
         except CloudUnavailable as error:
-            if error.reason == "model_missing" and way.packed and request.mode is Mode.AUTO:
-                return await self._by_cloud(cloud, request, tensor, seen, route)  # now without packed ways
-            raise
+            if error.reason != "model_missing" or not way.packed or request.mode is not Mode.AUTO:
+                raise
         finally:
             self._admission.away -= 1
             request.took("cloud", time.perf_counter() - started)
+        return await self._by_cloud(cloud, request, tensor, seen, route)  # now without packed ways
 
     def _way(self, request: Request, tensor: NDArray[Any], seen: EdgeRun | None, route: Route) -> Way:
         """What goes up."""

@@ -29,7 +29,7 @@ class LinkMetrics:
             ["peer"], registry=registry,
         )  # fmt: skip
         self.attempts = Counter(
-            "tandem_cloud_attempts", "Messages sent to a cloud: first, retry, hedge, trial or probe.",
+            "tandem_cloud_attempts", "Messages sent to a cloud: first, retry, hedge, trial, probe or sample.",
             ["peer", "kind"], registry=registry,
         )  # fmt: skip
         self.throttled = Counter(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from edge_node.model_slot import LoadedModel, load_models
 from edge_node.settings import Settings
+from inference_core.errors import BundleError, ModelError
 from inference_core.qualification import Qualification
 from inference_core.qualify import Limits
 from inference_core.watchdog import Watchdog
@@ -20,6 +21,7 @@ class Loader:
         limits = Limits(settings.qualify_memory_mb << 20, settings.qualify_s)
         self._qualification = Qualification(limits if settings.qualify_s else None)
         self._thread = Workers(1, "load")
+        watchdog.on_stuck(self._thread.give_up)  # or else there would be no more loads
 
     async def load(self, loaded: Sequence[LoadedModel] = ()) -> list[LoadedModel]:
         """All models; see `load_models`, which raises `BundleError`."""
@@ -30,7 +32,10 @@ class Loader:
             watchdog=self._watchdog,
             loaded=loaded,
         )
-        return await asyncio.wrap_future(work)
+        try:
+            return await asyncio.wrap_future(work)
+        except ModelError as error:  # of a thread that was given up
+            raise BundleError(f"the bundles cannot be loaded: {error}") from error
 
     def close(self) -> None:
         """Load no more; a load under way is not waited for."""

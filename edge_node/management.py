@@ -20,11 +20,12 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from inference_core.errors import BundleError, Overloaded
+from inference_core.errors import BundleError, Overloaded, shortened
 
 Document = Mapping[str, Any]
 Action = Callable[[Document], Awaitable[Document]]
 _MAX_BODY_BYTES = 4096
+_MAX_THREADS = 32  # one for each connection; more connections are closed at once
 _POLL_S = 0.1  # how soon it notices that it is to stop
 _PATIENCE_S = 120.0  # for the event loop, and for what it is asked to do
 _REASONS = {
@@ -97,7 +98,8 @@ class Management:
             status, document = error.status, {"error": str(error)}
         if method != "GET" and path.startswith("/admin/"):
             said = document.get("error") or document.get("result") or json.dumps(document)
-            _log.info("%s %s by %s: %d, %s", method, path, request.get("REMOTE_ADDR"), status, said)
+            line = f"{method} {shortened(path)} by {request.get('REMOTE_ADDR')}: {status}, {shortened(said)}"
+            _log.info("%s", line.encode("unicode_escape").decode())  # one line, whatever the path holds
         body = json.dumps(document).encode()
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         respond(f"{status} {_REASONS[status]}", headers)
@@ -171,7 +173,26 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
 
     def __init__(self, family: socket.AddressFamily, host: str, port: int) -> None:
         self.address_family = family
+        self._room = threading.BoundedSemaphore(_MAX_THREADS)
         super().__init__((host, port), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give a connection its thread, if there is one left."""
+        if not self._room.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._room.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """What that thread does."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
 
     def server_bind(self) -> None:
         """Bind without asking the name service who we are."""

@@ -19,7 +19,7 @@ from inference_core.batch_cost import BatchCost
 from inference_core.bundle import Bundle, File, Manifest, load_bundle
 from inference_core.confidence import Row, judge
 from inference_core.engine import TensorSpec
-from inference_core.errors import BundleError, InvalidInput, ModelNotFound, NotReady
+from inference_core.errors import BundleError, InvalidInput, ModelError, ModelNotFound, NotReady
 from inference_core.qualification import Qualification
 from inference_core.statistics import Statistics
 from inference_core.tensors import Tensors
@@ -207,8 +207,11 @@ def _load(bundle: Bundle, settings: Settings, watchdog: Watchdog | None) -> Load
         limit = settings.max_batch if batches else 1
         return Timed(engine, cost, limit, inline, statistics.executed), seconds[-1]
 
-    edge, slowest = timed(manifest.edge_variant)
-    heads = {cut: timed(head)[0] for cut, head in manifest.heads.items()}
+    try:
+        edge, slowest = timed(manifest.edge_variant)
+        heads = {cut: timed(head)[0] for cut, head in manifest.heads.items()}
+    except (InvalidInput, ModelError, NotReady) as error:  # the watchdog has ended a run
+        raise BundleError(f"{bundle.folder}: {error}") from error
     _log.info(
         "serving %s version %s from %s: %s, one run %.2f ms, mode %s, threshold %.4f, deadline %s ms",
         manifest.model, manifest.version, bundle.folder, manifest.edge_variant.file, slowest * 1000,

@@ -123,6 +123,15 @@ class Outbox:
         """Forward this one no sooner than in so many seconds; `failed` counts as a try."""
         return self._do(lambda store: store.defer(key, self._clock() + seconds, failed=failed))
 
+    def defer_bundle(self, digest: str, seconds: float) -> Future[int | None]:
+        """Forward no sample from this bundle sooner than in so many seconds; some at a time."""
+
+        def run(store: SampleStore) -> int:
+            now = self._clock()
+            return store.defer_bundle(digest, now, now + seconds)
+
+        return self._do(run)
+
     def close(self, timeout_s: float) -> bool:
         """Write what was handed over and close the database; whether that was done within `timeout_s`."""
         with self._changed:

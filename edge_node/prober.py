@@ -6,6 +6,7 @@ the size of what is really sent. `due` is the rule and pure; `Prober` follows it
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ _PATIENT_S = 0.25  # what a padded probe may take of the link
 _AGAIN_S = 60.0  # after which the rate is asked for anew, if it is unsure by then
 _TIMEOUT_S = 2.0
 _PROBE_BYTES, _REPLY_BYTES = 60, 80
+_log = logging.getLogger(__name__)
 
 
 class Probed(Protocol):
@@ -97,7 +99,10 @@ class Prober:
                 continue
             padding = self._due()
             if padding is not None:
-                await self._probe(padding)
+                try:
+                    await self._probe(padding)
+                except Exception:  # noqa: BLE001 - a bug must not leave a lost link lost
+                    _log.exception("asking for a sign of life failed unexpectedly")
             await asyncio.sleep(_LOST_S / 4)
 
     def _due(self) -> int | None:

@@ -68,12 +68,14 @@ class Runner:
     def displace(self, priority: Priority) -> bool:
         """Refuse one of a lower class, the newest of the least that waits; False where there is none."""
         for line in (self._pooled, self._inline):
-            for waiting in line.displaced(priority, "", 0.0, math.ulp(0.0)):
-                line.leave([waiting])
+            while going := line.displaced(priority, "", 0.0, math.ulp(0.0)):
+                line.leave(going)
+                if all(waiting.future.done() for waiting in going):
+                    continue  # its caller has hung up: that makes no room
                 error = Overloaded(
                     f"a {priority.value} request was let in instead", self.drain_s, "displaced"
                 )
-                fail([waiting], error)
+                fail(going, error)
                 return True
         return False
 

@@ -17,6 +17,7 @@ SCHEMA = 1
 # What a row may take beside its payload, and the pages that a larger one fills alone: so the bound in bytes
 # is one of the file, save for the log of changes (WAL), which is written back at 4 MB.
 _ROW_BYTES, _PAGE = 600, 4096
+_AT_A_TIME, _BYTES_AT_A_TIME = 100, 1 << 20  # samples that are put off together
 _TABLES = """
 CREATE TABLE samples (
     number INTEGER PRIMARY KEY,
@@ -216,6 +217,22 @@ class SampleStore:
             "UPDATE samples SET not_before = ?, tries = tries + ? WHERE key = ?", (until, failed, key)
         ).rowcount
         return changed > 0
+
+    def defer_bundle(self, digest: str, now: float, until: float) -> int:
+        """Not before `until` for those from one bundle whose turn it is at `now`, as many of them as one
+        transaction should hold; how many."""
+        going, size = [], 0
+        for number, nbytes in self._connection.execute(
+            "SELECT number, bytes FROM samples WHERE worth > 0 AND not_before <= ? AND digest = ? "
+            "ORDER BY not_before, number LIMIT ?",
+            (now, digest, _AT_A_TIME),
+        ).fetchall():
+            going.append((until, number))
+            size += nbytes
+            if size >= _BYTES_AT_A_TIME:  # SQLite may write each as a whole
+                break
+        self._connection.executemany("UPDATE samples SET not_before = ? WHERE number = ?", going)
+        return len(going)
 
     def oldest(self) -> float | None:
         """When the oldest sample was kept, seconds since 1970."""

@@ -97,7 +97,7 @@ class Settings(BaseSettings):
         default_factory=platform.node,
         min_length=1,
         max_length=128,
-        description="this node's name in logs; default is the host's name",
+        description="this node's name in logs and with samples, as in its certificate; default is the host's",
     )
     threads: int = Field(1, ge=0, le=256, description="threads of one model run; 0 is one per core")
     workers: int = Field(

@@ -1,5 +1,6 @@
 """A cloud that takes samples as it is told to, behind real gRPC, and the way up to it."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,16 +13,21 @@ from protos import fleet_pb2 as pb
 
 class FleetServer:
     """Keeps what it is sent. Answers each call with the next of `statuses`, the last one again and again; OK
-    comes with the label 2, "blue"."""
+    comes with the label 2, "blue". While it is `silent`, it answers nothing."""
 
     def __init__(self) -> None:
         self.received: list[pb.PutSampleRequest] = []
         self.statuses = [grpc.StatusCode.OK]
         self.details = "because"
+        self.silent = False
+        self.asked = asyncio.Event()
 
     async def put(self, request: pb.PutSampleRequest, context: Any) -> pb.PutSampleResponse:
         """The one method."""
         self.received.append(request)
+        self.asked.set()
+        if self.silent:
+            await asyncio.Event().wait()
         status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
         if status is not grpc.StatusCode.OK:
             await context.abort(status, self.details)

@@ -3,14 +3,17 @@
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from starlette.testclient import TestClient
 
 from edge_node.app import HttpServer
+from inference_core.http_connection import Bounds, Connections
 from tests.bundles import SURE, UNSURE, picture
 from tests.edge_node.node import CloudSimulator, Node, failing_bundle, node
 
@@ -322,3 +325,26 @@ async def test_port_that_is_taken(small: Small) -> None:
     edge, there = small
     with pytest.raises(OSError, match="in use"):
         HttpServer(edge.app(), "127.0.0.1", there.server.port, 1.0)
+
+
+async def test_a_tls_handshake_has_the_time_of_a_head(edge: Node) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    server = HttpServer(edge.app(), "127.0.0.1", 0, 1.0, Connections(Bounds(head_s=0.3)), context)
+    server.start()
+    try:
+        silent, mute = await asyncio.open_connection("127.0.0.1", server.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=trusting)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: edge\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(silent.read(), 5.0) == b""
+        for each in (writer, mute):
+            each.close()
+            with contextlib.suppress(OSError):
+                await each.wait_closed()
+    finally:
+        await server.stop()

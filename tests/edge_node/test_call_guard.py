@@ -1,5 +1,6 @@
 """gRPC with keys: a real server and client; strangers get no further than the door."""
 
+import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator
@@ -84,6 +85,34 @@ async def test_without_one_nothing_is_answered_but_health(edge: Node) -> None:
         answer = await health.Check(health_pb2.HealthCheckRequest())
         assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
     assert edge.value("tandem_refused_requests_total", api="grpc", status="UNAUTHENTICATED") == 5
+
+
+async def test_strangers_who_watch_the_health_leave_room_for_devices(edge: Node) -> None:
+    edge.settings = edge.settings.model_copy(update={"max_calls": 8})
+    async with serving(edge, keyring()) as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(4)]
+        for watch in watches:
+            await watch.read()
+        more = health.Watch(health_pb2.HealthCheckRequest())
+        assert (await status(more.read()))[0] == "RESOURCE_EXHAUSTED"
+        assert (await status(health.Check(health_pb2.HealthCheckRequest())))[0] == "RESOURCE_EXHAUSTED"
+        assert (await stub(channel).ModelInfer(request(), metadata=BEARER)).model_name == "colors"
+        for watch in watches:
+            watch.cancel()
+        await asyncio.sleep(0.1)
+        assert await health.Check(health_pb2.HealthCheckRequest())
+
+
+async def test_what_strangers_ask_of_the_health_is_bounded_and_no_fault_of_ours(edge: Node) -> None:
+    async with serving(edge, keyring()) as channel:
+        check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+        watch: Any = channel.unary_stream("/grpc.health.v1.Health/Watch")
+        for call in (check(b"\xff\xff"), watch(b"\xff\xff").read()):
+            assert (await status(call))[0] == "INVALID_ARGUMENT"
+        long = health_pb2.HealthCheckRequest(service="x" * (1 << 20)).SerializeToString()
+        for call in (check(long), watch(long).read()):
+            assert (await status(call))[0] == "RESOURCE_EXHAUSTED"
 
 
 async def test_what_a_stranger_sends_is_not_read(edge: Node) -> None:

@@ -40,6 +40,13 @@ def test_beyond_this_machine_there_are_two_ways(tmp_path: Path, caplog: pytest.L
     assert "insecure: whoever reaches 0.0.0.0 may use every model" in caplog.text
 
 
+def test_what_goes_up_in_clear_text_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    check(settings(cloud="127.0.0.1:9001, [::1]:9001,localhost:9001"))
+    assert not caplog.records
+    check(settings(cloud="127.0.0.1:9001,cloud.example:9001"))
+    assert "what goes up can be read on its way to cloud.example:9001;" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

@@ -1,5 +1,8 @@
 """Every status of the cloud has something that there is to do about it."""
 
+import asyncio
+from typing import Any
+
 import grpc
 import pytest
 
@@ -7,7 +10,7 @@ from edge_node.disclosure import Disclosed
 from edge_node.fleet_client import FleetClient, Line, NotTaken, Trouble
 from protos import fleet_pb2 as pb
 from tests.bundles import SURE, pixels
-from tests.edge_node.fleet_server import fleet_server
+from tests.edge_node.fleet_server import Way, fleet_server
 from tests.edge_node.outbox import sample
 
 pytestmark = pytest.mark.anyio
@@ -50,6 +53,47 @@ async def test_a_sample_travels_with_what_is_known_of_it() -> None:
     tensor = pb.Tensor(name="input", datatype="FP32", shape=(1, 3, 8, 8), data=tensors["input"].tobytes())
     assert one.tensor == tensor
     assert (other.features.cut, list(other.features.tensors)) == ("means", [tensor])
+
+
+async def test_a_connection_that_is_closed_meanwhile_is_gone_and_nobody_was_cancelled() -> None:
+    async with fleet_server() as (fleet, way):
+        fleet.silent = True
+        client = FleetClient(way, "node-7", 1 << 20)
+        message = client.message(sample(), Disclosed(image=b"image"))
+        put = asyncio.create_task(client.put(message, id))
+        await fleet.asked.wait()
+        await way.channel.close()
+        with pytest.raises(NotTaken, match="closed during the call") as caught:
+            await put
+        assert caught.value.trouble is Trouble.GONE
+
+
+async def test_who_stops_it_stops_it() -> None:
+    async with fleet_server() as (fleet, way):
+        fleet.silent = True
+        client = FleetClient(way, "node-7", 1 << 20)
+        put = asyncio.create_task(client.put(client.message(sample(), Disclosed(image=b"image")), id))
+        await fleet.asked.wait()
+        put.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await put
+
+
+async def test_an_answer_that_is_no_message_is_the_cloud_s_failure() -> None:
+    async def babble(_: object, context: Any) -> bytes:
+        return b"\xff" * 9
+
+    server = grpc.aio.server()
+    methods: dict[str, Any] = {"PutSample": grpc.unary_unary_rpc_method_handler(babble)}
+    server.add_registered_method_handlers("tandem.fleet.v1.Fleet", methods)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        client = FleetClient(Way(channel), "node-7", 1 << 20)
+        with pytest.raises(NotTaken, match="no message") as caught:
+            await client.put(client.message(sample(), Disclosed(image=b"image")), id)
+    await server.stop(0)
+    assert caught.value.trouble is Trouble.FAILED
 
 
 def test_a_message_over_the_limit_is_not_made() -> None:

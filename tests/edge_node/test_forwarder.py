@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from edge_node.disclosure import Disclosure
+from edge_node.disclosure import Disclosed, Disclosure
 from edge_node.fleet_client import FleetClient
 from edge_node.forwarder import MAX_TRIES, Forwarder
 from edge_node.keeping import Reason
@@ -228,6 +228,33 @@ async def test_a_message_over_the_node_s_own_limit_is_never_sent(tmp_path: Path,
         made.keep(made.sample(0))
         await made.step()
         assert (made.box.value("poisoned_total"), made.keys) == (1, [])
+
+
+async def test_a_sample_over_which_there_is_a_bug_does_not_hold_up_the_others(
+    made: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = made.forwarder._client.message
+
+    def buggy(sample: Sample, disclosed: Disclosed) -> bytes:
+        if sample.key == "0" * 32:
+            raise RuntimeError("a bug")
+        return message(sample, disclosed)
+
+    made.forwarder._client.message = buggy  # type: ignore[method-assign]
+    made.keep(*(made.sample(number) for number in range(3)))
+    for _ in range(2 * MAX_TRIES):
+        await made.step(60)
+    assert (made.keys, made.box.value("poisoned_total"), made.box.value("depth")) == ([1, 2], 1, 0)
+    assert caplog.text.count("RuntimeError: a bug") == MAX_TRIES
+
+
+async def test_a_thousand_samples_of_another_bundle_are_put_off_by_a_few_writes(made: Setting) -> None:
+    made.keep(*(made.sample(number, digest="e" * 64) for number in range(1000)))
+    steps = 0
+    while await made.step(0.0001) == 0.0:
+        steps += 1
+    assert steps <= 20
+    assert made.keys == []
 
 
 @pytest.mark.parametrize("status", [Status.FAILED_PRECONDITION, Status.NOT_FOUND])

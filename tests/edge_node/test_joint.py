@@ -677,6 +677,21 @@ async def test_what_is_turned_away_is_counted_by_class(narrow: Node, cloud: Clou
     assert narrow.value("tandem_waiting_samples", priority="normal") == 0
 
 
+@pytest.mark.parametrize("why", ["away", "private"])
+async def test_who_wants_the_cloud_and_cannot_have_it_stands_in_line_here(
+    colors: Path, cloud: CloudSimulator, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    cloud.absent = CloudUnreachable("gone") if why == "away" else None
+    with node(colors, cloud=cloud, privacy="any" if why == "away" else "features-only") as made:
+        monkeypatch.setattr(made.runner, "wait_s", lambda *_: 60.0)
+        with pytest.raises(Overloaded) as caught:
+            await made.ask(picture(UNSURE), mode="cloud", deadline_ms=1000)
+        assert caught.value.why == "deadline"
+        if why == "away":
+            cloud.absent = None
+            assert (await made.ask(picture(UNSURE), mode="cloud", deadline_ms=1000)).source is Source.CLOUD
+
+
 async def test_time_at_the_cloud_does_not_make_the_edge_refuse(colors: Path, cloud: CloudSimulator) -> None:
     cloud.silent = True
     with node(colors, cloud=cloud, max_inflight=8) as made:

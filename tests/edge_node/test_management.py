@@ -1,9 +1,11 @@
 """The management port: metrics while the loop is stuck, and who may do what."""
 
 import asyncio
+import contextlib
 import http.client
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -143,6 +145,29 @@ async def test_each_action_is_logged_and_nothing_secret(caplog: pytest.LogCaptur
         "POST /admin/echo by 127.0.0.1: 401",
     ]
     assert TOKEN not in caplog.text
+
+
+async def test_a_line_of_the_log_stays_one(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with listening() as management:
+        await asyncio.to_thread(ask, management, "POST", "/admin/x%0a2026%20INFO%20all%20is%20well")
+        await asyncio.to_thread(ask, management, "POST", "/admin/" + "x" * 5000)
+    lines = [record.getMessage() for record in caplog.records if record.name == "edge_node.management"]
+    assert len(lines) == 2
+    assert "/admin/x\\n2026" in lines[0]
+    assert all("\n" not in line and len(line) < 1000 for line in lines)
+
+
+async def test_who_opens_connections_does_not_open_threads_without_end() -> None:
+    before = threading.active_count()
+    with listening() as management, contextlib.ExitStack() as silent:
+        for _ in range(100):
+            silent.enter_context(socket.create_connection(("127.0.0.1", management.port)))
+        await asyncio.sleep(0.2)
+        assert threading.active_count() - before <= 34
+        silent.close()
+        await asyncio.sleep(0.2)
+        assert (await asyncio.to_thread(ask, management, "GET", "/metrics"))[0] == 200
 
 
 async def test_a_taken_port_is_named() -> None:

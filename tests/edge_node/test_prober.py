@@ -94,6 +94,25 @@ def test_without_an_answer_the_link_is_lost_and_asked_again(error: Exception) ->
     assert link.lost(far.now)
 
 
+def test_a_bug_does_not_leave_a_lost_link_lost(caplog: pytest.LogCaptureFixture) -> None:
+    far, link = Far(), Link()
+    far.error = RuntimeError("a bug")
+
+    async def watched() -> None:
+        prober = Prober(far, link, far.clock)
+        prober.start()
+        async with asyncio.timeout(10):
+            for _ in range(2):
+                prober.want(0)
+                far.answered.clear()
+                await far.answered.wait()
+                far.now += 6.0
+        await prober.close()
+
+    asyncio.run(watched())
+    assert "failed unexpectedly" in caplog.text
+
+
 def test_nobody_is_asked_when_nobody_wants_to_know() -> None:
     async def idle() -> list[int]:
         far = Far()

@@ -669,6 +669,23 @@ async def test_the_newest_of_the_least_class_gives_way() -> None:
         assert not r.runner.displace(CRITICAL)
 
 
+async def test_who_has_hung_up_makes_no_room() -> None:
+    async with rig(held=True) as r:
+        model = Model(r.machine, inline=False, max_batch=1)
+        first = await r.busy(model)
+        staying = r.ask(model, 0.125, priority=BACKGROUND)
+        gone = r.ask(model, 0.25, priority=BACKGROUND)
+        await r.waiting(2)
+        gone.cancel()
+        await asyncio.wait({gone})
+        assert r.runner.displace(CRITICAL)
+        with pytest.raises(Overloaded):
+            await staying
+        assert not r.runner.displace(CRITICAL)
+        r.machine.let(1)
+        assert await values([first]) == [0.5]
+
+
 async def test_the_wait_is_foreseen_by_class() -> None:
     async with rig(workers=2, held=True) as r:
         model = Model(r.machine, inline=False, max_batch=1, cost=alone)

@@ -4,7 +4,7 @@ import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -211,6 +211,29 @@ def test_the_second_of_the_same_key_changes_nothing(tmp_path: Path) -> None:
     write(store, sample())
     write(store, sample(size=5000))
     assert (store.waiting, store.bytes) == (1, sample().bytes)
+    store.close()
+
+
+def test_a_bundle_s_samples_are_put_off_together_as_many_as_one_transaction_should_hold(
+    tmp_path: Path,
+) -> None:
+    store = opened(tmp_path / "outbox.db", 100 << 20)
+    small = [sample(f"{number:032x}") for number in range(150)]
+    write(store, *small, replace(sample("f" * 32), digest="e" * 64))
+    for times in (100, 50, 0):
+        store.begin(START)
+        assert store.defer_bundle("d" * 64, START, START + 60) == times
+        store.commit()
+    found = store.next(START)
+    assert found == (replace(sample("f" * 32), digest="e" * 64), 0), "another bundle's goes on"
+    store.begin(START)
+    store.forwarded("f" * 32)
+    store.commit()
+    assert store.next(START + 60) == (small[0], 0), "it is not held against them"
+    write(store, *(sample(f"a{number:031x}", size=700 << 10) for number in range(5)))
+    store.begin(START)
+    assert store.defer_bundle("d" * 64, START, START + 60) == 2
+    store.commit()
     store.close()
 
 
