@@ -28,8 +28,6 @@ from cloud_service.fleet import Fleet
 from cloud_service.grpc_server import GrpcServer
 from cloud_service.loader import Loader
 from cloud_service.logs import configure_logging
-from cloud_service.loop_lag import LoopLag
-from cloud_service.management import Management
 from cloud_service.metrics import Metrics
 from cloud_service.models import Models
 from cloud_service.open_inference import OpenInference
@@ -45,11 +43,13 @@ from cloud_service.settings import (
     misspelt_variables,
     tune_grpc,
 )
-from cloud_service.signals import CLOSE_S, Signals, end, together, within
-from cloud_service.vitals import Vitals
 from inference_core.body import Intake
 from inference_core.errors import BundleError
 from inference_core.http_connection import Connections
+from inference_core.loop_lag import LoopLag
+from inference_core.management import Management
+from inference_core.signals import CLOSE_S, Signals, end, together, within
+from inference_core.vitals import Vitals
 from inference_core.watchdog import Watchdog
 from inference_core.workers import Workers
 

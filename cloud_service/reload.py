@@ -11,8 +11,8 @@ from typing import Any
 
 from cloud_service.metrics import Metrics
 from cloud_service.models import Models, Served
-from cloud_service.vitals import Vitals
 from inference_core.errors import BundleError, NotReady, TandemError
+from inference_core.vitals import Vitals
 
 Load = Callable[[Sequence[Served]], Awaitable[list[Served]]]
 _log = logging.getLogger(__name__)

@@ -33,8 +33,6 @@ from edge_node.link import Link
 from edge_node.link_metrics import LinkMetrics
 from edge_node.loader import Loader
 from edge_node.logs import configure_logging
-from edge_node.loop_lag import LoopLag
-from edge_node.management import Management
 from edge_node.metrics import Metrics
 from edge_node.model_slot import ModelSlots
 from edge_node.navigator import Navigator
@@ -43,12 +41,14 @@ from edge_node.prober import Prober
 from edge_node.reload import Reload
 from edge_node.runner import Runner
 from edge_node.settings import Settings, config_path, describe, load_settings, misspelt_variables, tune_grpc
-from edge_node.signals import CLOSE_S, Signals, end, together, within
 from edge_node.uplink import allow, connect
-from edge_node.vitals import Vitals
 from inference_core.body import Intake
 from inference_core.errors import BundleError
 from inference_core.http_connection import Connections
+from inference_core.loop_lag import LoopLag
+from inference_core.management import Management
+from inference_core.signals import CLOSE_S, Signals, end, together, within
+from inference_core.vitals import Vitals
 from inference_core.watchdog import Watchdog
 from inference_core.workers import Workers
 

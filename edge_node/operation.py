@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge_node.allowance import Allowance
-from edge_node.management import Management, Refused
 from edge_node.reload import Reload
+from inference_core.management import Management, Refused
 
 
 def add_actions(management: Management, reload: Reload, allowance: Allowance) -> None:

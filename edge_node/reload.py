@@ -11,8 +11,8 @@ from typing import Any
 
 from edge_node.metrics import Metrics
 from edge_node.model_slot import LoadedModel, ModelSlots
-from edge_node.vitals import Vitals
 from inference_core.errors import BundleError, NotReady, TandemError
+from inference_core.vitals import Vitals
 
 Load = Callable[[Sequence[LoadedModel]], Awaitable[list[LoadedModel]]]
 _log = logging.getLogger(__name__)

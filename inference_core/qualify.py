@@ -116,7 +116,7 @@ def _anonymous_file() -> IO[bytes]:
 
 
 def _write(out: IO[bytes], trials: Sequence[Trial], limits: Limits, outputs: bool) -> None:
-    """The limits and what is wanted, then each trial: a line with its name and sizes, the model, the inputs."""
+    """Limits and what is wanted, then each trial: a line with its name and sizes, the model, the inputs."""
     out.write(json.dumps([limits.memory_bytes, limits.seconds, len(trials), outputs]).encode() + b"\n")
     for trial in trials:
         inputs = io.BytesIO()

@@ -15,8 +15,8 @@ from cloud_service.metrics import Metrics
 from cloud_service.models import Models, Served, load_models
 from cloud_service.reload import Reload
 from cloud_service.settings import Settings
-from cloud_service.vitals import Vitals
 from inference_core.errors import BundleError, NotReady, VersionMismatch
+from inference_core.vitals import Vitals
 from tests.bundles import UNSURE, pixels, write_bundle
 
 pytestmark = pytest.mark.anyio

@@ -16,12 +16,11 @@ from prometheus_client.metrics import MetricWrapperBase
 
 import cloud_service.metrics
 import cloud_service.sample_metrics
-import cloud_service.vitals
 import edge_node.door_metrics
 import edge_node.link_metrics
 import edge_node.metrics
 import edge_node.outbox_metrics
-import edge_node.vitals
+import inference_core.vitals
 from deploy.assemble import ROOT
 from deploy.check_dashboard import DASHBOARDS, Query, panels, queries
 from inference_core.bundle import load_bundle
@@ -35,10 +34,9 @@ DECLARED: tuple[type, ...] = (
     edge_node.link_metrics.LinkMetrics,
     edge_node.door_metrics.DoorMetrics,
     edge_node.outbox_metrics.OutboxMetrics,
-    edge_node.vitals.Vitals,
+    inference_core.vitals.Vitals,
     cloud_service.metrics.Metrics,
     cloud_service.sample_metrics.SampleMetrics,
-    cloud_service.vitals.Vitals,
 )
 BOUND = "model:tandem_certificate_bound"
 METRICS = {"Counter", "Enum", "Gauge", "Histogram", "Info", "Summary"}

@@ -10,13 +10,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from edge_node.allowance import Allowance, Budgets
-from edge_node.management import Management
 from edge_node.metrics import Metrics
 from edge_node.model_slot import LoadedModel, ModelSlots, load_models
 from edge_node.operation import add_actions
 from edge_node.reload import Reload
 from edge_node.settings import Settings
-from edge_node.vitals import Vitals
+from inference_core.management import Management
+from inference_core.vitals import Vitals
 from tests.bundles import write_bundle
 
 pytestmark = pytest.mark.anyio

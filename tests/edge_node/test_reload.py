@@ -14,8 +14,8 @@ from edge_node.metrics import Metrics
 from edge_node.model_slot import LoadedModel, ModelSlots, load_models
 from edge_node.reload import Reload
 from edge_node.settings import Settings
-from edge_node.vitals import Vitals
 from inference_core.errors import BundleError, NotReady
+from inference_core.vitals import Vitals
 from tests.bundles import write_bundle
 
 pytestmark = pytest.mark.anyio

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from edge_node.signals import Signals, end, together, within
+from inference_core.signals import Signals, end, together, within
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ import time
 import pytest
 import uvloop
 
-from cloud_service.loop_lag import LoopLag
+from inference_core.loop_lag import LoopLag
 
 
 def test_an_idle_loop_has_next_to_none() -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from cloud_service.management import Management, Refused
 from inference_core.errors import BundleError, NotReady
+from inference_core.management import Management, Refused
 
 pytestmark = pytest.mark.anyio
 TOKEN = "open sesame"
@@ -139,7 +139,7 @@ async def test_each_action_is_logged_and_nothing_secret(caplog: pytest.LogCaptur
         await asyncio.to_thread(ask, management, "POST", "/admin/echo", authorization=f"Bearer {TOKEN}")
         await asyncio.to_thread(ask, management, "POST", "/admin/echo")
         await asyncio.to_thread(ask, management, "GET", "/metrics")
-    lines = [record.getMessage() for record in caplog.records if record.name == "cloud_service.management"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "inference_core.management"]
     assert [line.partition(",")[0] for line in lines] == [
         "POST /admin/echo by 127.0.0.1: 200",
         "POST /admin/echo by 127.0.0.1: 401",
@@ -152,7 +152,7 @@ async def test_a_line_of_the_log_stays_one(caplog: pytest.LogCaptureFixture) -> 
     with listening() as management:
         await asyncio.to_thread(ask, management, "POST", "/admin/x%0a2026%20INFO%20all%20is%20well")
         await asyncio.to_thread(ask, management, "POST", "/admin/" + "x" * 5000)
-    lines = [record.getMessage() for record in caplog.records if record.name == "cloud_service.management"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "inference_core.management"]
     assert len(lines) == 2
     assert "/admin/x\\n2026" in lines[0]
     assert all("\n" not in line and len(line) < 1000 for line in lines)

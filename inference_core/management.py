@@ -1,7 +1,7 @@
 """The management port: metrics for Prometheus, and what whoever operates the service may do.
 
-It is apart from the ports of edges and tools, and has threads of its own: it answers while the event loop is
-stuck.
+It is apart from the ports of devices, edges and tools, and has threads of its own: it answers while the event
+loop is stuck. Both services have the same one: a hole in it would be one in both.
 """
 
 import asyncio

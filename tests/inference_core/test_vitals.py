@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry
 
-from edge_node.vitals import SWAPS, Vitals
+from inference_core.vitals import SWAPS, Vitals
 from inference_core.watchdog import Event
 
 
