@@ -84,16 +84,17 @@ def write_bundle(
     cuts: Sequence[str] = CUTS,
     exit_at: str | None = None,
     preprocess: bool = True,
+    edge_work: int = 0,
     full_work: int = 0,
 ) -> Path:
     """Write a valid bundle into `folder`, which is made when missing, and return it. Deterministic.
 
     `exit_at` names the cut whose head, with an early exit, is what the edge serves. `preprocess=False`
-    makes a bundle that takes tensors only; `full_work` slows the full model and its tails down by that many
-    products of two 256x256 matrices for each run, a millisecond or less each.
+    makes a bundle that takes tensors only. `edge_work` slows the edge's models, `full_work` the full model
+    and its tails, by so many products of two 256x256 matrices for each run, a millisecond or less each.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    edge_end = _classify("means", gain, edge_bias, 0)
+    edge_end = _classify("means", gain, edge_bias, edge_work)
     full_end = _classify("means", gain, full_bias, full_work)
     files = {
         "edge-fp32.onnx": model_bytes([*_pool("input"), *edge_end]),

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -134,15 +135,18 @@ class Services:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._running: list[Service] = []
+        self._naming = threading.Lock()
 
     def start(
         self, module: str, name: str, settings: Mapping[str, object], launcher: Sequence[str] = ()
     ) -> Service:
-        """Start a service without waiting; a second one of the same `name` gets a number to it."""
-        again = sum(service.name.partition("-")[0] == name for service in self._running)
-        log = self._folder / f"{name}{f'-{again + 1}' if again else ''}.log"
-        service = Service(module, log, settings, launcher)
-        self._running.append(service)
+        """Start a service without waiting; a second one of the same `name` gets a number to it. From any
+        thread."""
+        with self._naming:
+            again = sum(service.name.partition("-")[0] == name for service in self._running)
+            log = self._folder / f"{name}{f'-{again + 1}' if again else ''}.log"
+            service = Service(module, log, settings, launcher)
+            self._running.append(service)
         self.known.append(service)
         return service
 

@@ -1,0 +1,322 @@
+"""Bytes that no client should send, and clients that send none: each is refused, and nobody else notices."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inference_core.http_connection import MAX_TURNED_AWAY
+from tests.bundles import SURE, picture, write_bundle
+from tests.faults.attack import Findings, HttpAttack
+from tests.faults.attack_grpc import GrpcAttack
+from tests.faults.mutate_grpc import GrpcMutator
+from tests.faults.mutate_http import LIMIT, HttpMutator
+from tests.faults.row import Row
+from tests.faults.table import Case, Finding
+from tests.faults.watched import MOST_LINES, State, descriptors, naive, p99_ms, state
+from tests.joint.device import Answer, Answers, Load
+from tests.joint.services import Service, Services, eventually
+
+GROWTH = 0.05
+SLOWER, SLACK_MS = 2.0, 10.0  # the second is what a busy machine does to the 99th of a hundred
+RATE = 100.0  # requests in order a second
+PACE = 400.0  # cases a second
+TURN = 400  # hostile cases, and half as many requests in order
+MEASURED, MEASURE = 3, 2000  # times that latency is looked at before it counts as worse, on how many cases
+DEADLINE_MS = 2000
+SETTLED_S = 45.0  # gRPC keeps what has spoken nonsense until its own time is over
+WARM_UP = 4000  # cases of another seed, after which whatever is kept has been kept
+TWIN = 400
+SHOWN = 3
+SMALL: dict[str, Any] = {"max_pixels": 1_000_000}
+Part = Callable[[range], Coroutine[Any, Any, None]]
+Both = tuple[Service, Service, Load]
+
+
+@pytest.fixture
+def both(services: Services, tmp_path: Path) -> Iterator[Both]:
+    """An edge and its cloud, and devices whose requests need both."""
+    bundle = write_bundle(tmp_path / "colors")
+    cloud = services.cloud(bundle, max_message_bytes=LIMIT, **SMALL).wait_ready()
+    edge = services.edge(bundle, cloud.ports[1], max_body_bytes=LIMIT, **SMALL).wait_ready()
+    load = Load(edge.ports[0], [picture(SURE)], rate=RATE, deadline_ms=DEADLINE_MS, mode="cloud")
+    with load:
+        load.go_on(0.5)
+        yield edge, cloud, load
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """Sends the cases of these numbers: hostile ones, or such as are in order."""
+
+    hostile: Part
+    friendly: Part
+    warm_up: Callable[[], Coroutine[Any, Any, None]]
+    findings: Findings
+
+
+def by_http(port: int, mutator: HttpMutator) -> Attacker:
+    """An attacker of an HTTP port."""
+    attack = HttpAttack(port, Findings())
+
+    async def hostile(numbers: range) -> None:
+        await attack.send(((n, mutator.case(n)) for n in numbers), rate=PACE)
+
+    async def friendly(numbers: range) -> None:
+        await attack.send(((n, mutator.valid(n)) for n in numbers), rate=PACE)
+
+    async def warm_up() -> None:
+        other = mutator.reseeded()
+        await attack.send((n, other.case(n)) for n in range(WARM_UP))
+
+    return Attacker(hostile, friendly, warm_up, attack.findings)
+
+
+def by_grpc(port: int, mutator: GrpcMutator) -> Attacker:
+    """An attacker of a gRPC port."""
+    attack = GrpcAttack(port, Findings())
+
+    async def hostile(numbers: range) -> None:
+        await attack.send(((n, mutator.case(n)) for n in numbers), rate=PACE)
+
+    async def friendly(numbers: range) -> None:
+        await attack.send(((n, mutator.valid(n)) for n in numbers), rate=PACE)
+
+    async def warm_up() -> None:
+        other = mutator.reseeded()
+        await attack.send((n, other.case(n)) for n in range(WARM_UP // 2))
+
+    return Attacker(hostile, friendly, warm_up, attack.findings)
+
+
+def by_frames(port: int, mutator: GrpcMutator) -> Attacker:
+    """An attacker of the HTTP/2 below gRPC."""
+    attack = GrpcAttack(port, Findings())
+
+    async def hostile(numbers: range) -> None:
+        await attack.frames((n, mutator.frames(n)) for n in numbers)
+
+    async def friendly(numbers: range) -> None:
+        await attack.send(((n, mutator.valid(n)) for n in numbers), rate=PACE)
+
+    async def warm_up() -> None:
+        other = mutator.reseeded()
+        await attack.frames((n, other.frames(n)) for n in range(WARM_UP // 5))
+
+    return Attacker(hostile, friendly, warm_up, attack.findings)
+
+
+def test_malformed_http(row: Row, both: Both) -> None:
+    edge, cloud, load = both
+    cases = []
+    for service, predict, count in (
+        (edge, True, row.count(4000, 80_000)),
+        (cloud, False, row.count(2400, 50_000)),
+    ):
+        mutator = HttpMutator(row.seed, predict=predict)
+        found = under_attack(row, service, load, count, by_http(service.ports[0], mutator))
+        with naive() as (_, port, _):
+            twin = by_http(port, mutator)
+            asyncio.run(twin.hostile(range(TWIN)))
+        cases.append(Case(f"malformed HTTP at the {service.name}", found, _red(twin), "our checks"))
+    row.judge(*cases)
+
+
+def test_malformed_grpc(row: Row, both: Both) -> None:
+    edge, cloud, load = both
+    cases = []
+    for service, images_too in ((edge, False), (cloud, True)):
+        mutator = GrpcMutator(row.seed, images_too=images_too)
+        count = row.count(1500, 30_000)
+        found = under_attack(row, service, load, count, by_grpc(service.ports[1], mutator))
+        with naive() as (_, _, port):
+            twin = by_grpc(port, mutator)
+            asyncio.run(twin.hostile(range(TWIN)))
+        cases.append(Case(f"malformed gRPC at the {service.name}", found, _red(twin), "our checks"))
+    row.judge(*cases)
+
+
+def test_malformed_frames(row: Row, both: Both) -> None:
+    """HTTP/2 itself, and what gRPC makes of names, lengths and flags that are wrong."""
+    edge, cloud, load = both
+    cases = []
+    for service in (edge, cloud):
+        mutator = GrpcMutator(row.seed, images_too=False)
+        count = row.count(300, 5000)
+        found = under_attack(row, service, load, count, by_frames(service.ports[1], mutator))
+        with naive() as (_, _, port):
+            twin = by_frames(port, mutator)
+            asyncio.run(twin.hostile(range(TWIN)))
+        cases.append(Case(f"malformed HTTP/2 at the {service.name}", found, _red(twin), "our own server"))
+    row.judge(*cases)
+
+
+def under_attack(
+    row: Row,
+    service: Service,
+    load: Load,
+    count: int,
+    attacker: Attacker,
+) -> Finding:
+    """What became of so many cases, while a load goes on beside them and, in turns, without them."""
+    asyncio.run(attacker.warm_up())
+    before = state(service)
+    quiet, beside = _in_turns(row, load, attacker, range(count))
+    slower = _slower(quiet, beside)
+    for _ in range(MEASURED - 1):  # the machine may have been busy with something else
+        if slower:
+            again = _in_turns(row, load, attacker, range(min(MEASURE, count)))
+            beside = Answers((*beside, *again[1]))
+            slower = _slower(*again)
+    failed = [a for a in beside if a.status != 200]
+    after = _settled(service, before)
+    findings = attacker.findings
+    broken = (*findings.wrong[:SHOWN], *_changes(service, before, after), *slower)
+    figure = (
+        f"p99 of {len(beside)} in order {p99_ms(quiet):.1f} -> {p99_ms(beside):.1f} ms, "
+        f"memory {after.resident / before.resident - 1:+.1%}, {_shown(findings)}"
+    )
+    return Finding(count, len(findings.wrong) + len(failed), figure, broken)
+
+
+def _in_turns(row: Row, load: Load, attacker: Attacker, cases: range) -> tuple[Answers, Answers]:
+    """The load's answers beside requests in order, and those beside the cases."""
+    quiet: list[Answer] = []
+    beside: list[Answer] = []
+    for begin in range(0, len(cases), TURN):
+        part = cases[begin : begin + TURN]
+        quiet += _beside(load, attacker.friendly(part[: TURN // 2]))
+        beside += _beside(load, attacker.hostile(part))
+        row.progress(part.stop, cases.stop, "cases")
+    return Answers(quiet), Answers(beside)
+
+
+def _slower(quiet: Answers, beside: Answers) -> tuple[str, ...]:
+    before_ms, now_ms = p99_ms(quiet), p99_ms(beside)
+    if now_ms <= max(SLOWER * before_ms, before_ms + SLACK_MS):
+        return ()
+    return (f"p99 of requests in order went from {before_ms:.1f} ms to {now_ms:.1f} ms",)
+
+
+def _beside(load: Load, work: Coroutine[Any, Any, None]) -> Answers:
+    """The answers to what the load sent while `work` went on."""
+    began = time.monotonic()
+    asyncio.run(work)
+    return load.answers.sent_in(began)
+
+
+def _settled(service: Service, before: State) -> State:
+    """What the service takes once what was opened has been closed."""
+    deadline = time.monotonic() + SETTLED_S
+    while (now := state(service)).descriptors > before.descriptors + 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return now
+
+
+def _changes(service: Service, before: State, after: State) -> Iterator[str]:
+    if service.process.poll() is not None:
+        yield f"{service.name} ended with status {service.process.returncode}"
+    growth = after.resident / before.resident - 1
+    if growth > GROWTH:
+        yield f"memory of {service.name} grew by {growth:.1%}"
+    if after.descriptors > before.descriptors + 4:
+        yield f"{service.name} holds {after.descriptors} descriptors, it was {before.descriptors}"
+    if after.lines > before.lines + MOST_LINES:
+        yield f"{service.name} logged {after.lines - before.lines} lines"
+    if "Traceback" in service.log:
+        yield f"{service.name} logged a stack trace"
+
+
+def _shown(findings: Findings) -> str:
+    return ", ".join(f"{count} {status}" for status, count in findings.statuses.most_common(6))
+
+
+def _red(twin: Attacker) -> Finding:
+    findings = twin.findings
+    return Finding(max(findings.cases, 1), len(findings.wrong), _shown(findings), tuple(findings.wrong[:1]))
+
+
+# ---- clients that take their time
+
+SLOW_BOUNDS: dict[str, Any] = {
+    "head_timeout_ms": 500,
+    "body_timeout_ms": 500,
+    "idle_timeout_ms": 500,
+    "max_connections": 100,
+}
+SLOW_HEAD = b"POST /v1/models/colors/predict HTTP/1.1\r\nHost: a\r\n"
+SLOW = (b"", b"P", SLOW_HEAD, SLOW_HEAD + b"Content-Length: 100\r\n\r\nabc", b"GET /readyz HTTP/1.1\r\n\r\n")
+CLOSED_S = 2.5
+# What is open, what is told that there are too many, and what is being dropped just then.
+MOST_OPEN = SLOW_BOUNDS["max_connections"] + 2 * MAX_TURNED_AWAY
+
+
+def test_clients_that_never_end(row: Row, services: Services, tmp_path: Path) -> None:
+    """Heads and bodies without an end, silence, and four times as many connections as may be open."""
+    count = row.count(400, 4000)
+    edge = services.edge(write_bundle(tmp_path / "colors"), **SLOW_BOUNDS).wait_ready()
+    held = descriptors(edge.process.pid)
+    image = picture(SURE)
+    with Load(edge.ports[0], [image], rate=RATE, deadline_ms=DEADLINE_MS) as load:
+        before = load.go_on(2.0)
+        began = time.monotonic()
+        most, left = 0, 0
+        for begin in range(0, count, 400):
+            with _slow_clients(edge.ports[0], min(400, count - begin)) as clients:
+                most = max(most, descriptors(edge.process.pid) - held)
+                left += _open_after(clients, CLOSED_S)
+            row.progress(begin + 400, count, "connections")
+        answers = load.answers.sent_in(began)
+    # Who has a connection keeps it; who needs a new one while all are taken is told so.
+    refused = [a for a in answers if a.status not in (200, 503)]
+    eventually(lambda: descriptors(edge.process.pid) <= held + 4, 5, "descriptors are given back")
+    broken = [] if most <= MOST_OPEN else [f"{most} descriptors at a time, the limit is {MOST_OPEN}"]
+    broken += _slower(before, answers)
+    figure = (
+        f"at most {most} at a time, p99 of {len(answers)} in order {p99_ms(before):.1f} -> "
+        f"{p99_ms(answers):.1f} ms, {sum(a.status == 503 for a in answers)} of them told to wait"
+    )
+    found = Finding(count, left + len(refused), figure, tuple(broken))
+    with naive() as (pid, port, _), _slow_clients(port, 100) as clients:
+        left = _open_after(clients, CLOSED_S)
+        twin = Finding(100, left, f"{left} open after {CLOSED_S:g} s, {descriptors(pid)} descriptors")
+    row.judge(Case("clients that never end", found, twin, "limits of time and number"))
+
+
+@contextmanager
+def _slow_clients(port: int, count: int) -> Iterator[list[socket.socket]]:
+    clients = []
+    try:
+        for number in range(count):
+            client = socket.create_connection(("127.0.0.1", port))
+            clients.append(client)
+            with contextlib.suppress(OSError):
+                client.sendall(SLOW[number % len(SLOW)])
+        yield clients
+    finally:
+        for client in clients:
+            client.close()
+
+
+def _open_after(clients: list[socket.socket], seconds: float) -> int:
+    """How many of the connections the service has not closed after so long."""
+    deadline = time.monotonic() + seconds
+    open_ones = 0
+    for client in clients:
+        try:
+            while True:
+                client.settimeout(max(0.001, deadline - time.monotonic()))
+                if not client.recv(1 << 16):
+                    break
+        except TimeoutError:
+            open_ones += 1
+        except OSError:
+            continue
+    return open_ones
