@@ -80,6 +80,7 @@ class HttpServer:
         """Bind `host:port`, where port 0 picks a free one; HTTPS with `tls`. Raises `OSError` for a taken
         port."""
         self._connections = connections or Connections(Bounds())
+        self._grace_s = grace_s
         self._socket = socket.create_server((host, port))
         self.port = int(self._socket.getsockname()[1])
         config = uvicorn.Config(
@@ -105,8 +106,11 @@ class HttpServer:
     async def stop(self) -> None:
         """Finish the requests in flight, within the grace given, and close."""
         self._server.should_exit = True
+        # What is not all there by then will not be: it is told so before uvicorn cuts it off.
+        unfinished = asyncio.get_running_loop().call_later(0.8 * self._grace_s, self._connections.stop)
         if self._task is not None:
             await self._task
+        unfinished.cancel()
         if self._watch is not None:
             self._watch.cancel()
         self._socket.close()

@@ -172,8 +172,11 @@ def misspelt_variables() -> dict[str, str]:
 
 def describe() -> str:
     """Every setting on a line of its own: name, default, meaning."""
-    lines = []
+    lines = [f"  {PREFIX + 'CONFIG':<36} {'':<16} TOML file of settings; --config goes before it"]
     for name, field in Settings.model_fields.items():
-        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        lines.append(f"  {PREFIX}{name.upper():<20} {default!s:<16} {field.description}")
+        default = field.get_default(call_default_factory=True)
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        if shown is None or isinstance(shown, bool):
+            shown = "" if shown is None else str(shown).lower()
+        lines.append(f"  {PREFIX + name.upper():<36} {shown!s:<16} {field.description}")
     return "\n".join(lines)

@@ -6,6 +6,7 @@ let us, one message with what is left of the deadline, is the answer one that ca
 
 import asyncio
 import contextlib
+import logging
 import math
 import random
 import time
@@ -25,6 +26,7 @@ from inference_core.errors import (
     Throttled,
 )
 
+_log = logging.getLogger(__name__)
 # Slowness and the cloud's own errors open the breaker. A refused connection costs nothing and is known
 # without asking; a busy cloud, or one that finds a request too large, says so at once; a wrong version or
 # input says nothing about the cloud's health.
@@ -66,6 +68,7 @@ class CloudClient:
         self._on_throttled = on_throttled
         self._throttle = throttle or Throttle(random.random)
         self._trial: asyncio.Task[None] | None = None
+        self._turned_away = False
         self._connection = Connection(
             target,
             connect_timeout_s=connect_timeout_s,
@@ -195,6 +198,7 @@ class CloudClient:
         now = time.monotonic()
         self._breaker.success(permit, now - began, now)
         self._throttle.told(now, accepted=True)
+        self._turned_away = False
         return answer
 
     def _failed(self, error: CloudUnavailable, permit: Permit, began: float, timeout_s: float) -> None:
@@ -209,6 +213,9 @@ class CloudClient:
             self._breaker.abandon(permit)
         if late and permit.trial:
             self._connection.doubt(self._carrier.heard_at)
+        if error.reason == "unauthorized" and not self._turned_away:
+            self._turned_away = True
+            _log.warning("the cloud at %s turns this node away: %s", self.target, error)
 
     def _left_alone(self) -> BreakerOpen:
         return BreakerOpen(f"{self.target} has been failing and is left alone")

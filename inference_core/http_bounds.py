@@ -1,7 +1,12 @@
 """What an HTTP connection waits for, and for how long and how much of it."""
 
+import asyncio
+from collections import deque
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
+
+from uvicorn.protocols.http.flow_control import FlowControl
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +28,17 @@ class Phase(Enum):
     HEAD = "head"
     BODY = "body"
     END = "end"  # it has been refused: what still comes is thrown away
+
+
+class Flow(FlowControl):
+    """Reads nothing while requests wait for their turn: else they would become ever more."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: deque[Any]) -> None:
+        """`waiting` are the requests of this connection that wait."""
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        """Read again, unless somebody waits."""
+        if not self._waiting:
+            super().resume_reading()

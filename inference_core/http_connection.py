@@ -8,17 +8,15 @@ began: what takes too long is found by looking at all connections now and then.
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import httptools
 import orjson
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from inference_core.errors import Overloaded, TooSlow, http_status
-from inference_core.http_bounds import Bounds, Phase
+from inference_core.errors import NotReady, Overloaded, TooSlow, http_status
+from inference_core.http_bounds import Bounds, Flow, Phase
 
 __all__ = ["MAX_PIPELINED", "MAX_TURNED_AWAY", "PEER", "REFUSED", "Bounds", "Connections", "HttpConnection"]
 
@@ -68,24 +66,19 @@ class Connections:
         for connection in tuple(self._open):
             connection.check(now)
 
+    def stop(self) -> None:
+        """End every connection whose request is not all there: it will not be answered here any more."""
+        stopping = NotReady("the service is stopping")
+        for connection in tuple(self._open):
+            if connection.phase in (Phase.HEAD, Phase.BODY):
+                connection.refuse(http_status(stopping), str(stopping), stopping.retry_after_s)
+
     async def watch(self) -> None:
         """Sweep now and then, until cancelled."""
         now = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(_SWEEP_S)
             self.sweep(now())
-
-
-class _Flow(FlowControl):
-    """Reads nothing while requests wait for their turn: else they would become ever more."""
-
-    def __init__(self, transport: asyncio.Transport, waiting: deque[Any]) -> None:
-        super().__init__(transport)
-        self._waiting = waiting
-
-    def resume_reading(self) -> None:
-        if not self._waiting:
-            super().resume_reading()
 
 
 class _Refused(Exception):
@@ -129,7 +122,7 @@ class HttpConnection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin; one too many is told so, and many too many are dropped."""
         super().connection_made(transport)
-        self.flow = _Flow(transport, self.pipeline)
+        self.flow = Flow(transport, self.pipeline)
         tls = transport.get_extra_info("ssl_object")
         if tls is not None:
             self.app_state = {**self.app_state, PEER: tls.getpeercert()}
@@ -138,7 +131,7 @@ class HttpConnection(HttpToolsProtocol):
             transport.abort()
         elif self._all.count > self._bounds.connections:
             full = Overloaded(f"connections: {self._bounds.connections} are open, that is the limit")
-            self._refuse(http_status(full), str(full), full.retry_after_s)
+            self.refuse(http_status(full), str(full), full.retry_after_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has ended, whoever has ended it."""
@@ -158,13 +151,13 @@ class HttpConnection(HttpToolsProtocol):
         try:
             self._feed(data)
         except httptools.HttpParserCallbackError:
-            self._refuse(*(self._refusal or (400, "request: its target cannot be read")))
+            self.refuse(*(self._refusal or (400, "request: its target cannot be read")))
         except httptools.HttpParserError as error:
-            self._refuse(400, f"request: not HTTP/1.1: {error}")
+            self.refuse(400, f"request: not HTTP/1.1: {error}")
         else:
             # A head without an end; or what trails a body, or a chunk's head.
             if self._fed > self._bounds.head_bytes and not self._got_on:
-                self._refuse(*self._over_the_limit(self._fed))
+                self.refuse(*self._over_the_limit(self._fed))
 
     def _feed(self, data: bytes) -> None:
         """Parse. Who asks for another protocol goes on with this one: what follows is the next request."""
@@ -230,10 +223,10 @@ class HttpConnection(HttpToolsProtocol):
             self.transport.abort()
         elif self.phase is Phase.HEAD:
             if waited > bounds.head_s:
-                self._refuse(*_too_slow("head", bounds.head_s))
+                self.refuse(*_too_slow("head", bounds.head_s))
         elif self.phase is Phase.BODY:
             if waited > bounds.body_s:
-                self._refuse(*_too_slow("body", bounds.body_s))
+                self.refuse(*_too_slow("body", bounds.body_s))
         elif waited > (_LINGER_S if self.phase is Phase.END else bounds.idle_s) and not self._owes:
             self.end()
 
@@ -255,7 +248,7 @@ class HttpConnection(HttpToolsProtocol):
             return 414, f"request: a target of {len(self.url)} bytes or more, the limit is {limit}"
         return 431, f"headers: {size} bytes or more, the limit is {limit}"
 
-    def _refuse(self, status: int, message: str, retry_after_s: float = 0.0) -> None:
+    def refuse(self, status: int, message: str, retry_after_s: float = 0.0) -> None:
         """Tell the client and close, after the answers that it still has to get."""
         reading, self.phase, self.since = self.phase is Phase.BODY, Phase.END, self.loop.time()
         if self._answering and not reading:

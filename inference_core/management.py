@@ -158,7 +158,7 @@ def _document(request: WSGIEnvironment) -> Document:
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = 10.0  # seconds that a sender may be silent
+    timeout = 3.0  # seconds that a sender may be silent
 
     def handle(self) -> None:
         """One request; who goes away in the middle of it is nothing to tell of."""

@@ -130,7 +130,7 @@ def settings(folder: Path) -> list[str]:
         ]  # fmt: skip
     for node in edges:
         lines += [
-            "", f"# the edge node {node}", f"EDGE_CLOUD_TLS_CA={folder}/ca.pem",
+            "", f"# the edge node {node}", f"EDGE_NODE_ID={node}", f"EDGE_CLOUD_TLS_CA={folder}/ca.pem",
             f"EDGE_CLOUD_TLS_CERT={folder}/{node}.pem", f"EDGE_CLOUD_TLS_KEY={folder}/{node}.key",
         ]  # fmt: skip
     if (folder / "edges.pem").exists():

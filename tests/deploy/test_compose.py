@@ -68,7 +68,7 @@ def test_only_this_machine_gets_in_unless_told_otherwise() -> None:
     published = {name: s.get("ports", []) for name, s in SERVICES.items()}
     bind = "${TANDEM_BIND:-127.0.0.1}"
     assert published == {
-        "edge": [f"{bind}:8000:8000", f"{bind}:8001:8001"],
+        "edge": [f"{bind}:8000:8000", f"{bind}:8001:8001", "127.0.0.1:8002:8002"],
         "cloud": [],
         "prometheus": ["127.0.0.1:9090:9090"],
         "grafana": ["127.0.0.1:3000:3000"],

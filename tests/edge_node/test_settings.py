@@ -207,7 +207,8 @@ def test_misspelt_variables_are_told_with_the_setting_they_look_like(monkeypatch
 
 def test_description_has_a_line_for_each_setting_with_its_default() -> None:
     lines = describe().splitlines()
-    assert [line.split()[0] for line in lines] == [f"EDGE_{name}".upper() for name in Settings.model_fields]
+    names = ["config", *Settings.model_fields]
+    assert [line.split()[0] for line in lines] == [f"EDGE_{name}".upper() for name in names]
     shown: dict[str, Any] = {line.split()[0]: line for line in lines}
     for name, default in (
         ("EDGE_BUNDLES", "models/digits"),
@@ -216,8 +217,10 @@ def test_description_has_a_line_for_each_setting_with_its_default() -> None:
         ("EDGE_MODE", "cascade"),
         ("EDGE_DEADLINE_MS", "200"),
         ("EDGE_PAYLOAD", "smallest"),
+        ("EDGE_HEDGE", "false"),
     ):
         assert default in shown[name]
+    assert not any("None" in line for line in lines)
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert str(field.description) in shown[f"EDGE_{name}".upper()]

@@ -135,6 +135,24 @@ def test_stopping_finishes_what_has_begun(
     assert stopped.log.rstrip().endswith("stopped")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_upload_that_does_not_end_is_told_of_the_stop(
+    services: Services, tmp_path: Path, kind: str
+) -> None:
+    bundle = write_bundle(tmp_path / "colors")
+    start = services.edge if kind == "edge_node" else services.cloud
+    service = start(bundle, shutdown_ms=1000).wait_ready()
+    with socket.create_connection(("127.0.0.1", service.ports[0]), timeout=STOP_S) as sender:
+        sender.sendall(b"POST /v2/models/colors/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        eventually(lambda: get(service.ports[0], "/healthz")[0] == 200, STOP_S, "it has read that")
+        service.signal(signal.SIGTERM)
+        with sender.makefile("rb") as answer:
+            said = answer.read()
+    assert said.startswith(b"HTTP/1.1 503 ")
+    assert said.endswith(b'{"error":"the service is stopping"}')
+    assert service.wait(STOP_S) == 0
+
+
 def test_an_edge_that_stops_under_load_breaks_no_answer_off(
     services: Services, tmp_path: Path, note: Callable[..., None]
 ) -> None:
