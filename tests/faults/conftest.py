@@ -1,10 +1,12 @@
 """The fault suite: sizes, seeds, and one table of what was found, at the end and in a file."""
 
+import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.faults.others import Others
 from tests.faults.row import SEED, Row
 from tests.faults.soaking import Soak
 from tests.faults.table import markdown, write
@@ -12,6 +14,7 @@ from tests.joint.canary import CANARY
 from tests.joint.services import Services
 
 _CASES = pytest.StashKey[list[tuple[str, ...]]]()
+_OTHERS = pytest.StashKey[Others]()
 _LOG_LINES = 60
 SOAK_S = (300.0, 8 * 3600.0)
 
@@ -25,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_CASES] = []
+    config.stash[_OTHERS] = Others()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,7 +64,10 @@ def pytest_terminal_summary(
     terminalreporter.write(markdown(rows))
     stalls = [end - start for start, end in CANARY.stalls]
     longest_ms = max(stalls, default=0.0) * 1000
-    terminalreporter.write_line(f"the machine stood still {len(stalls)} times, up to {longest_ms:.0f} ms")
+    terminalreporter.write_line(
+        f"the machine stood still {len(stalls)} times, up to {longest_ms:.0f} ms, and did other things with "
+        f"{config.stash[_OTHERS].cores:.2f} of its {os.cpu_count()} processors"
+    )
 
 
 def _keep_table(config: pytest.Config) -> None:

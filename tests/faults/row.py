@@ -2,12 +2,15 @@
 
 import random
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
 from tests.faults.table import Case, unfinished
 
 SEED = 5
+TRIES = 3
 _SAY_EVERY_S = 15.0
 
 
@@ -45,7 +48,25 @@ class Row:
         faults = [line for case in cases for line in case.faults()]
         assert not faults, "\n".join(faults)
 
+    def measure(self, once: Callable[[], Sequence[Case]]) -> None:
+        """Judge what `measured` finds."""
+        self.judge(*measured(once))
+
     def give_up(self, why: list[str]) -> None:
         """Say in the table that the test ended before it could judge."""
         self.judged = True
         self._rows.append(unfinished(self.name, self.seed, why[0] if why else "it did not finish"))
+
+
+def measured(once: Callable[[], Sequence[Case]]) -> list[Case]:
+    """What `once` finds. What is over a bound of time may be the machine's doing: it is measured again,
+    `TRIES` times in all, and counts when it is over each time; the cases say how often.
+
+    A failed trial counts at once.
+    """
+    for tries in range(1, TRIES + 1):
+        cases = [replace(case, tries=tries) for case in once()]
+        missed = [case for case in cases if not case.found.held]
+        if not missed or any(case.found.failures for case in missed):
+            break
+    return cases

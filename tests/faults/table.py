@@ -37,12 +37,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Case:
-    """One row: the fault, what was found, and what was found when the protection `removed` was away."""
+    """One row: the fault, what was found, and what was found when the protection `removed` was away.
+
+    `tries`: how often it was measured, the last time being the one that is told.
+    """
 
     fault: str
     found: Finding
     twin: Finding
     removed: str
+    tries: int = 1
 
     def faults(self) -> list[str]:
         """Why this row fails the run, one line each; empty when it held and its twin went red."""
@@ -55,6 +59,12 @@ class Case:
         elif self.twin.held:
             lines.append(f"{self.fault}: its twin without {self.removed} stayed green: {self.twin.figure}")
         return lines
+
+    @property
+    def _verdict(self) -> str:
+        if self.found.held:
+            return "yes" if self.tries == 1 else f"yes, at try {self.tries}"
+        return "NO" + (f": {'; '.join(self.found.broken)}" if self.found.broken else "")
 
     def cells(self, seed: int) -> tuple[str, ...]:
         """What the table says, in the order of `HEAD`."""
@@ -69,7 +79,7 @@ class Case:
             found.bound,
             str(seed),
             found.figure,
-            "yes" if found.held else "NO" + (f": {'; '.join(found.broken)}" if found.broken else ""),
+            self._verdict,
             f"{colour} without {self.removed}: {said}",
         )
 

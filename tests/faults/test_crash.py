@@ -1,5 +1,6 @@
 """Processes are killed and plugs pulled while samples are written: what was acknowledged is there, once."""
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +113,7 @@ class Crash:
         self._row = row
         self._services = services
         self._folder = folder
+        self._rounds = itertools.count()
 
     def suffer(
         self,
@@ -128,7 +130,8 @@ class Crash:
         chains = []
         for number in range(BESIDE):
             kind = ("hold", str(self._row.random.getrandbits(32)))[number % 2] if disk else ""
-            pair = Pair(self._services, self._folder, f"{name}{number}", disk=kind, **edge)
+            word = f"{name}{next(self._rounds)}"
+            pair = Pair(self._services, self._folder, word, disk=kind, **edge)
             chains.append(Chain(pair, self._row, -(-trials // BESIDE)))
         with ThreadPoolExecutor(BESIDE) as pool:
             for done in [
@@ -144,15 +147,21 @@ def crash(row: Row, services: Services, tmp_path: Path) -> Crash:
 
 
 def test_kill_the_edge(crash: Crash, row: Row) -> None:
-    chains = crash.suffer("kill", row.count(50, 2000), [[EDGE]], hastily=True)
-    found, twin = total(chains, Chain.acknowledged_and_soon_back), total(chains, Chain.answered)
-    row.judge(Case("kill -9 of the edge while it writes", found, twin, "waiting for the disk"))
+    def once() -> list[Case]:
+        chains = crash.suffer("kill", row.count(50, 2000), [[EDGE]], hastily=True)
+        found, twin = total(chains, Chain.acknowledged_and_soon_back), total(chains, Chain.answered)
+        return [Case("kill -9 of the edge while it writes", found, twin, "waiting for the disk")]
+
+    row.measure(once)
 
 
 def test_kill_the_cloud(crash: Crash, row: Row) -> None:
-    chains = crash.suffer("kill", row.count(50, 2000), [[CLOUD]], plainly=True)
-    found, twin = total(chains, Chain.acknowledged_and_soon_back), total(chains, Chain.forwarded_plainly)
-    row.judge(Case("kill -9 of the cloud while it acknowledges", found, twin, "keys"))
+    def once() -> list[Case]:
+        chains = crash.suffer("kill", row.count(50, 2000), [[CLOUD]], plainly=True)
+        found, twin = total(chains, Chain.acknowledged_and_soon_back), total(chains, Chain.forwarded_plainly)
+        return [Case("kill -9 of the cloud while it acknowledges", found, twin, "keys")]
+
+    row.measure(once)
 
 
 def test_lose_unsynced_writes(crash: Crash, row: Row) -> None:

@@ -235,11 +235,15 @@ def _p99_ms(answers: Answers) -> float:
 @pytest.mark.parametrize("name", SIDES)
 def test_overload(name: str, times: int, services: Services, tmp_path: Path, row: Row) -> None:
     side, seconds = SIDES[name], row.count(10, 60)
-    service = side.start(services, tmp_path)
-    peak = _peak(side, service)
-    found = judged(suffer(side, service, times * peak, peak, seconds))
-    service.stop()
-    bare = side.start(services, tmp_path, **side.unprotected)
-    twin = judged(suffer(side, bare, times * peak, peak, row.count(4, 20)))
-    bare.kill()
-    row.judge(Case(f"overload {times}x of the {name}", found, twin, "admission"))
+
+    def once() -> list[Case]:
+        service = side.start(services, tmp_path)
+        peak = _peak(side, service)
+        found = judged(suffer(side, service, times * peak, peak, seconds))
+        service.stop()
+        bare = side.start(services, tmp_path, **side.unprotected)
+        twin = judged(suffer(side, bare, times * peak, peak, row.count(4, 20)))
+        bare.kill()
+        return [Case(f"overload {times}x of the {name}", found, twin, "admission")]
+
+    row.measure(once)

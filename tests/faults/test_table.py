@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.row import TRIES, measured
 from tests.faults.table import HEAD, Case, Finding, markdown, unfinished, write
 
 HELD = Finding(50, 0, "p99 2 ms")
@@ -60,3 +61,25 @@ def test_rows_of_an_earlier_run_stay_until_they_are_run_again(tmp_path: Path) ->
     found = [line.split("|")[1].strip() for line in path.read_text().splitlines()[2:]]
     assert found == ["one", "two", "three"]
     assert "NO" not in path.read_text()
+
+
+SLOW = Finding(50, 0, "p99 9 ms", ("p99 9 ms",))
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict", "tries"),
+    [
+        ([HELD], "yes", 1),
+        ([SLOW, HELD], "yes, at try 2", 2),
+        ([SLOW] * TRIES, "NO: p99 9 ms", TRIES),
+        ([RED, HELD], "NO", 1),
+        ([SLOW, RED, HELD], "NO", 2),
+    ],
+)
+def test_what_may_be_the_machines_doing_is_measured_again(
+    found: list[Finding], verdict: str, tries: int
+) -> None:
+    left = iter(found)
+    (case,) = measured(lambda: [Case("slow", next(left), RED, "x")])
+    assert case.cells(5)[HEAD.index("held")] == verdict
+    assert case.tries == tries
