@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 CODE := protos inference_core edge_node cloud_service toolchain examples benchmarks deploy tests
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-benchmarks faults torture bench-toolchain bench-joint bench-serving lint format protos lock clean
+.PHONY: help demo test test-joint test-benchmarks faults torture bench-toolchain bench-joint bench-serving lint format protos lock clean
 .DEFAULT_GOAL := help
 
 help:  ## say what can be made
@@ -22,8 +22,11 @@ $(READY): requirements-dev.lock pyproject.toml
 demo: $(READY)  ## run edge and cloud, play images, stop the cloud in the middle, print one table
 	$(BIN)/tandem demo
 
-test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest --ignore=tests/benchmarks --ignore=tests/faults
+test: $(READY)  ## run the tests of everything alone
+	$(BIN)/python -m pytest --ignore=tests/benchmarks --ignore=tests/faults --ignore=tests/joint
+
+test-joint: $(READY)  ## run the tests of both services together, as processes
+	$(BIN)/python -m pytest tests/joint
 
 test-benchmarks: $(READY)  ## run the tests of what measures
 	$(BIN)/python -m pytest tests/benchmarks

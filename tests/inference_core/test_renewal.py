@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,14 +25,19 @@ def test_without_a_certificate_there_is_nothing_to_say() -> None:
     assert Ageing(None).look(1e12) == ""
 
 
+def _soon() -> float:
+    """The time in 59 minutes and a half."""
+    return time.time() + 3570
+
+
 def test_it_warns_of_the_end_and_takes_the_renewed_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     site, used = Site(tmp_path), list[Credentials]()
-    files = site.edge("edge-1", lifetime=timedelta(seconds=1))
+    files = site.edge("edge-1", lifetime=timedelta(hours=1))
 
     async def run() -> None:
-        renewal = Renewal("the certificate", files, used.append, interval_s=0.01)
+        renewal = Renewal("the certificate", files, used.append, clock=_soon, interval_s=0.01)
         renewal.start()
         site.edge("edge-1", lifetime=timedelta(days=3))
         async with asyncio.timeout(5):
