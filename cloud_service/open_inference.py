@@ -23,7 +23,7 @@ from inference_core.catalogue import Catalogue, only_ready
 from inference_core.classification import check_outputs, select
 from inference_core.errors import Overloaded, TandemError, grpc_status, http_status, shortened
 from inference_core.priority import asked_priority
-from inference_core.rest import HEADER_LENGTH, InferRequest, deflate, inflate, parse, render
+from inference_core.rest import HEADER_LENGTH, InferRequest, deflate, inflated, parse, render
 from inference_core.tensors import Parameter
 from inference_core.unserved import PATHS
 
@@ -95,7 +95,9 @@ class OpenInference:
             headers = single(request.scope["headers"])
             async with self._intake.read(headers, request.receive) as raw:
                 self._metrics.series(served.name).received.inc(len(raw))
-                body = inflate(raw, request.headers.get("content-encoding", ""), self._intake.max_body_bytes)
+                body = await inflated(
+                    raw, request.headers.get("content-encoding", ""), self._intake.max_body_bytes
+                )
                 with self._intake.holding(len(body) if body is not raw else 0):
                     asked = parse(body, request.headers.get(HEADER_LENGTH))
                     accepted = request.headers.get("accept-encoding", "")

@@ -22,7 +22,7 @@ from edge_node.request import Ask
 from inference_core.body import Body, Intake
 from inference_core.errors import InvalidInput
 from inference_core.preprocess import FORMATS
-from inference_core.rest import inflate
+from inference_core.rest import inflated
 from inference_core.tensors import from_bytes
 
 IMAGE_TYPES = frozenset({"image/jpeg", "image/png", "image/webp"})
@@ -70,7 +70,7 @@ def create_predict(slots: ModelSlots, joint: JointInference, intake: Intake) -> 
         request_id = _request_id(call)
         wants = _asked(call.query) if call.query else _NOTHING_WANTED
         async with intake.read(call.headers, call.receive) as raw:
-            body = inflate(raw, call.header(b"content-encoding"), intake.max_body_bytes)
+            body = await inflated(raw, call.header(b"content-encoding"), intake.max_body_bytes)
             with intake.holding(len(body) if body is not raw else 0):
                 sample = await _sample(call, body, model)
                 ask = Ask(model, sample, arrived, request_id, wants, wants.top_k)

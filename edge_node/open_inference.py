@@ -27,7 +27,7 @@ from edge_node.open_inference_schema import (
 )
 from inference_core.body import Body, Intake, read_question
 from inference_core.catalogue import only_ready
-from inference_core.rest import HEADER_LENGTH, deflate, inflate, parse, render
+from inference_core.rest import HEADER_LENGTH, deflate, inflated, parse, render
 from inference_core.unserved import PATHS
 
 _HEADER_LENGTH = HEADER_LENGTH.encode()
@@ -115,7 +115,7 @@ def create_infer(dataplane: Dataplane, intake: Intake) -> Handler:
     async def infer(call: Call) -> Reply:
         arrived = time.monotonic()
         async with intake.read(call.headers, call.receive) as raw:
-            body = inflate(raw, call.header(b"content-encoding"), intake.max_body_bytes)
+            body = await inflated(raw, call.header(b"content-encoding"), intake.max_body_bytes)
             if body is raw:
                 return await _answer(dataplane, call, body, arrived)
             with intake.holding(len(body)):

@@ -4,6 +4,7 @@ Bodies come and go as bytes; what a transport must know beside them are three he
 `Accept-Encoding`, and the length of the JSON part where tensors follow it.
 """
 
+import asyncio
 import re
 import zlib
 from collections.abc import Mapping
@@ -239,6 +240,11 @@ def render(
     }
     header = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     return (b"".join([header, *chunks]), len(header)) if chunks else (header, None)
+
+
+async def inflated(body: bytes | bytearray, encoding: str, limit: int) -> bytes | bytearray:
+    """`inflate` beside the event loop: a few kB may become all that `limit` allows, and others wait."""
+    return await asyncio.to_thread(inflate, body, encoding, limit) if encoding else body
 
 
 def inflate(body: bytes | bytearray, encoding: str, limit: int) -> bytes | bytearray:
