@@ -37,6 +37,9 @@ class Line:
         return float(max(square, 0.0) ** 0.5)
 
 
+_LEAST_PIVOT = min(spread**-2 for spread in _PRIOR_SPREAD)
+
+
 class Regression:
     """What is remembered of the transfers so far."""
 
@@ -112,9 +115,10 @@ def _inverse(weights: list[list[float]]) -> tuple[Vector, Vector, Vector]:
 
 
 def _eliminate(rows: list[list[float]]) -> None:
-    """Gauss and Jordan, in place. The matrix is positive definite, thanks to the prior: no pivot is 0."""
+    """Gauss and Jordan, in place. No pivot is less than the prior's least weight: pivots are Schur
+    complements of a matrix that holds it. What is left of large weights may be rounded to less, or to 0."""
     for pivot, row in enumerate(rows):
-        scale = row[pivot]
+        scale = max(row[pivot], _LEAST_PIVOT)
         row[:] = [value / scale for value in row]
         for other, target in enumerate(rows):
             if other != pivot and target[pivot]:

@@ -4,7 +4,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge_node.regression import LEAST, PRIOR, Regression
@@ -47,6 +47,7 @@ _BYTES = st.integers(0, 10**9)
 _TRANSFER = st.tuples(_BYTES, _BYTES, st.floats(1e-6, 1e4), st.floats(0, 1e3), st.floats(0, 1))
 
 
+@example([(10**9, 10**9, 1e-6, 1e-6, 1.0)])
 @given(st.lists(_TRANSFER, max_size=20))
 def test_no_transfers_break_it(transfers: list[tuple[int, int, float, float, float]]) -> None:
     regression = Regression()
