@@ -19,7 +19,7 @@ from cloud_service.deadline import time_left
 from cloud_service.identity import caller_of
 from cloud_service.metrics import Metrics
 from cloud_service.models import Models, Served
-from cloud_service.stream import REASON_KEY, TOO_LARGE, Stream, parse, wrapped
+from cloud_service.stream import REASON_KEY, TOO_LARGE, Stream, wrapped
 from cloud_service.waiter import Batched
 from inference_core.body import Intake
 from inference_core.catalogue import Catalogue
@@ -27,6 +27,7 @@ from inference_core.classification import check_outputs, class_count, select
 from inference_core.errors import TandemError, TooLarge, grpc_status, shortened
 from inference_core.priority import Priority, asked_priority
 from inference_core.tensors import Parameter, from_request, get_outputs, get_parameters, to_response
+from inference_core.wire import parse
 from protos import open_inference_pb2 as oip
 from protos import open_inference_pb2_grpc as oip_grpc
 
@@ -110,7 +111,7 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(self, data: bytes, context: _Context) -> bytes:
         encode = oip.ModelInferResponse.SerializeToString
         caller, left_s = caller_of(context), context.time_remaining()
-        work = self._infer(lambda: parse(data), len(data), encode, caller, left_s)
+        work = self._infer(lambda: parse(oip.ModelInferRequest, data), len(data), encode, caller, left_s)
         return await self._handle("ModelInfer", context, work)
 
     async def ModelStreamInfer(self, _: object, context: _Context) -> None:

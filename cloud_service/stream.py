@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
-from inference_core.errors import InvalidInput, Overloaded, TooLarge
+from inference_core.errors import Overloaded, TooLarge
+from inference_core.wire import parse
 from protos import open_inference_pb2 as oip
 
 STATUS = "tandem_status"
@@ -23,14 +23,6 @@ Infer = Callable[[oip.ModelInferRequest, int], Awaitable[bytes]]
 Refuse = Callable[[oip.ModelInferRequest, int], object]
 Status = Callable[[BaseException], tuple[grpc.StatusCode, str]]
 Context = grpc.aio.ServicerContext[Any, Any]
-
-
-def parse(data: bytes) -> oip.ModelInferRequest:
-    """The request in `data`; `InvalidInput` when it is none."""
-    try:
-        return oip.ModelInferRequest.FromString(data)
-    except DecodeError as error:
-        raise InvalidInput(f"the message is no ModelInferRequest: {error}") from error
 
 
 def wrapped(response: oip.ModelInferResponse) -> bytes:
@@ -92,7 +84,7 @@ class Stream:
     async def _read(self) -> None:
         while (data := await self._context.read()) is not grpc.aio.EOF:
             self._on_received()
-            request = parse(data)
+            request = parse(oip.ModelInferRequest, data)
             if len(self._tasks) + len(self._outbox) < self._limit:
                 task = asyncio.create_task(self._answer(request, len(data)))
                 self._tasks.add(task)

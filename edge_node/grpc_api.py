@@ -22,13 +22,13 @@ from edge_node.metrics import Metrics
 from edge_node.settings import Settings
 from inference_core.body import Intake
 from inference_core.calls import Guard, Methods, options
-from inference_core.calls import read as read_message
 from inference_core.classification import class_count
 from inference_core.errors import InvalidInput, TandemError, grpc_status, shortened
 from inference_core.grpc_server import create_server
 from inference_core.tensors import from_request, get_outputs, get_parameters, set_parameters, to_response
 from inference_core.tls import ServerTls
 from inference_core.unserved import refuse_calls
+from inference_core.wire import parse
 from protos import open_inference_pb2 as oip
 from protos import open_inference_pb2_grpc as oip_grpc
 
@@ -123,7 +123,7 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
         async def read() -> InvalidInput | None:
             async for data in requests:
                 try:
-                    request = read_message(oip.ModelInferRequest.FromString, data)
+                    request = parse(oip.ModelInferRequest, data)
                 except InvalidInput as error:  # ends the stream, once what came before is answered
                     return error
                 await room.acquire()

@@ -5,7 +5,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from edge_node.cloud import Query
@@ -17,6 +16,7 @@ from inference_core.errors import (
     InvalidInput,
 )
 from inference_core.tensors import DATATYPES, from_response
+from inference_core.wire import parse
 from protos import open_inference_pb2 as oip
 
 # On a stream, which has one status for all, that of one request travels as this parameter of its answer.
@@ -79,9 +79,9 @@ def stated(response: oip.ModelStreamInferResponse) -> CloudUnavailable:
 def parsed(data: bytes) -> oip.ModelInferResponse:
     """The message in `data`; `CloudRefused` when there is none."""
     try:
-        return oip.ModelInferResponse.FromString(data)
-    except DecodeError as error:
-        raise CloudRefused(f"the answer is no message of the protocol: {error}", "invalid_answer") from error
+        return parse(oip.ModelInferResponse, data)
+    except InvalidInput as error:
+        raise CloudRefused(f"the answer: {error}", "invalid_answer") from error
 
 
 def usable(response: oip.ModelInferResponse, query: Query) -> NDArray[Any]:

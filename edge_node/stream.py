@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from edge_node.reply import stated
-from inference_core.errors import CloudRefused, CloudUnavailable, DeadlineExceeded
+from inference_core.errors import CloudRefused, CloudUnavailable, DeadlineExceeded, InvalidInput
+from inference_core.wire import parse
 from protos import open_inference_pb2 as oip
 
 STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -144,8 +144,8 @@ class Stream:
             code, text = error.code(), error.details() or ""
         except asyncio.CancelledError:
             code, text = grpc.StatusCode.CANCELLED, "the connection was closed during the call"
-        except DecodeError as error:
-            text = f"the answer is no message of the protocol: {error}"
+        except InvalidInput as error:
+            text = f"the answer: {error}"
             self._fail(lambda: CloudRefused(text, "invalid_answer"))
             code = grpc.StatusCode.INTERNAL
         finally:
@@ -156,7 +156,7 @@ class Stream:
 
     def _deliver(self, data: Any) -> None:
         self.heard_at = time.monotonic()
-        response = oip.ModelStreamInferResponse.FromString(data)
+        response = parse(oip.ModelStreamInferResponse, data)
         key, failed = response.infer_response.id, bool(response.error_message)
         asked = self._asked.get(key)
         if asked is not None and not asked.future.done():

@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor_pool import Default
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from inference_core.body import Intake
-from inference_core.errors import InvalidInput, TandemError, TooSlow, grpc_status, shortened
+from inference_core.errors import TandemError, TooSlow, grpc_status, shortened
+from inference_core.wire import parse
 
 Handlers = Mapping[str, Any]  # gRPC's own, by the names of their methods
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -66,20 +69,23 @@ class Guard:
 
     def serve(self, server: grpc.aio.Server, service: str, handlers: Handlers) -> None:
         """Register those of `handlers` that take one message behind this guard, the others as they are."""
+        methods = Default().FindServiceByName(service).methods_by_name
         guarded = {
-            name: handler if handler.request_streaming else self._guarded(handler)
+            name: handler
+            if handler.request_streaming
+            else self._guarded(handler, GetMessageClass(methods[name].input_type))
             for name, handler in handlers.items()
         }
         server.add_registered_method_handlers(service, guarded)
 
-    def _guarded(self, handler: Any) -> Any:
-        answer, parse = handler.unary_stream or handler.unary_unary, handler.request_deserializer
+    def _guarded(self, handler: Any, kind: type[Message]) -> Any:
+        answer, raw = handler.unary_stream or handler.unary_unary, handler.request_deserializer is None
 
         async def call(_: object, context: Context) -> Any:
             data = await self._message(context)
             try:
                 with self._intake.holding(len(data)):
-                    request = data if parse is None else read(parse, data)
+                    request = data if raw else parse(kind, data)
                     return await answer(request, context)
             except TandemError as error:  # of the guard's own: a method ends its call by itself
                 await self._end(context, error)
@@ -102,11 +108,3 @@ class Guard:
         if not isinstance(data, bytes):  # gRPC may have refused it already, as too large
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "message: there is none")
         return data
-
-
-def read(parse: Callable[[bytes], Any], data: bytes) -> Any:
-    """The message in `data`; `InvalidInput` when it is none."""
-    try:
-        return parse(data)
-    except DecodeError as error:
-        raise InvalidInput("message: not one of this call's type, or a text in it is not UTF-8") from error

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from inference_core.classification import class_count
 from inference_core.errors import InvalidInput, TooLarge
+from inference_core.limits import MAX_DIMENSIONS, MAX_PARAMETERS, MAX_TENSORS, check_count
 from inference_core.tensor_json import from_json, to_json
 from inference_core.tensors import Parameter, Tensors, datatype_of, from_bytes, refuse_shared_memory, to_bytes
 
@@ -31,6 +32,7 @@ _HINT = (
 _NEVER = re.compile(r"q=0(\.0*)?")
 _WORTH = 1200  # bytes of an answer from which on compressing it can save a packet
 _FAST = 1  # the level for answers: the time of the others is the device's
+_MAX_FIELDS = 64  # the protocol has five
 _SMALL = 2048  # bytes of a JSON part that is worth remembering
 _PLAIN = (bool, int, float, str)
 
@@ -96,6 +98,7 @@ def _head(text: bytes | bytearray) -> _Head:
         raise InvalidInput(f"body: not JSON ({what}){_HINT}") from error
     if not isinstance(message, simdjson.Object):
         raise InvalidInput("body: must be a JSON object")
+    check_count("body", len(message), "fields", _MAX_FIELDS)
     parameters = _parameters(message)
     binary = _flag(parameters, "binary_data_output", default=False)
     outputs, wanted = {}, {}
@@ -107,10 +110,11 @@ def _head(text: bytes | bytearray) -> _Head:
     inputs = tuple(
         _input(item, f"inputs.{at}.") for at, item in enumerate(_objects(message, "inputs", needed=True))
     )
-    names = [item.name for item in inputs]
-    for name in names:
-        if names.count(name) > 1:
+    seen: set[str] = set()
+    for name in (one.name for one in inputs):
+        if name in seen:
             raise InvalidInput(f"input {name!r} is given twice")
+        seen.add(name)
     return _Head(_text(message, "id", default=""), parameters, inputs, outputs, binary, wanted)
 
 
@@ -165,10 +169,15 @@ def _objects(message: simdjson.Object, field: str, *, needed: bool) -> list[simd
     value = message.get(field)
     if value is None and not needed:
         return []
-    items = list(value) if isinstance(value, simdjson.Array) else [None]
+    if not isinstance(value, simdjson.Array):
+        raise InvalidInput(f"{field}: must be a list of objects")
+    check_count(field, len(value), "tensors", MAX_TENSORS)
+    items = list(value)
     objects = [item for item in items if isinstance(item, simdjson.Object)]
     if len(objects) != len(items):
         raise InvalidInput(f"{field}: must be a list of objects")
+    for at, item in enumerate(objects):
+        check_count(f"{field}.{at}", len(item), "fields", _MAX_FIELDS)
     return objects
 
 
@@ -183,8 +192,11 @@ def _shape(item: simdjson.Object, where: str) -> tuple[int, ...]:
     value = item.get("shape")
     if not isinstance(value, simdjson.Array):
         raise InvalidInput(f"{where}shape: must be a list of whole numbers, got {_shown(value)}")
-    sizes: list[Any] = value.as_list()
-    return tuple(sizes)
+    check_count(f"{where}shape", len(value), "dimensions", MAX_DIMENSIONS)
+    sizes: tuple[Any, ...] = tuple(value)
+    if wrong := [size for size in sizes if isinstance(size, simdjson.Array | simdjson.Object)]:
+        raise InvalidInput(f"{where}shape: must be a list of whole numbers, got {_shown(wrong[0])} in it")
+    return sizes
 
 
 def _parameters(item: simdjson.Object, where: str = "") -> dict[str, Parameter]:
@@ -193,7 +205,8 @@ def _parameters(item: simdjson.Object, where: str = "") -> dict[str, Parameter]:
         return {}
     if not isinstance(found, simdjson.Object):
         raise InvalidInput(f"{where}parameters: must be an object, got {_shown(found)}")
-    parameters: dict[str, Any] = found.as_dict()
+    check_count(f"{where}parameters", len(found), "of them", MAX_PARAMETERS)
+    parameters: dict[str, Any] = dict(found.items())
     for name, value in parameters.items():
         if not isinstance(value, _PLAIN):
             raise InvalidInput(f"{where}parameters.{name}: must be a string, a number or a boolean")

@@ -3,7 +3,8 @@
 Numbers go from the text into an array without ever being Python objects: simdjson does it six times as fast.
 """
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ import simdjson
 from numpy.typing import NDArray
 
 from inference_core.errors import InvalidInput
+from inference_core.limits import MAX_STRINGS, check_count
 from inference_core.tensors import count_of, datatype_of, dtype_of, objects
 
 MAX_DEPTH = 16
@@ -38,7 +40,8 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> N
     if not isinstance(data, simdjson.Array):
         raise InvalidInput(f"tensor {name!r}: data must be a list")
     if datatype == "BYTES":
-        array = _strings(name, data.as_list())
+        check_count(f"tensor {name!r}", count, "strings", MAX_STRINGS)
+        array = _strings(name, data, count)
     elif dtype.kind not in _BUFFERS:
         array = _numbers(name, datatype, dtype, data.as_list())
     else:
@@ -85,11 +88,26 @@ def _finite(name: str, datatype: str, array: NDArray[Any]) -> NDArray[Any]:
     return array
 
 
-def _strings(name: str, data: list[Any]) -> NDArray[Any]:
-    flat = [item for row in _rows(name, data) for item in row]
-    if not all(isinstance(item, str) for item in flat):
-        raise InvalidInput(f"tensor {name!r}: BYTES data must be strings in JSON")
-    return objects([item.encode() for item in flat])
+def _strings(name: str, data: simdjson.Array, count: int) -> NDArray[Any]:
+    strings = list(itertools.islice(_encoded(name, data), count + 1))
+    if len(strings) > count:  # who knows how many more: they are not looked at
+        raise InvalidInput(f"tensor {name!r}: its shape is {count} elements, got more")
+    return objects(strings)
+
+
+def _encoded(name: str, data: simdjson.Array, depth: int = 1) -> Iterator[bytes]:
+    if depth > MAX_DEPTH:
+        raise InvalidInput(f"tensor {name!r}: data is nested more than {MAX_DEPTH} deep")
+    lists = None
+    for item in data:
+        if lists is None:
+            lists = isinstance(item, simdjson.Array)
+        if lists and isinstance(item, simdjson.Array):
+            yield from _encoded(name, item, depth + 1)
+        elif not lists and isinstance(item, str):
+            yield item.encode()
+        else:
+            raise InvalidInput(f"tensor {name!r}: BYTES data must be strings in JSON")
 
 
 def _numbers(name: str, datatype: str, dtype: np.dtype[Any], data: list[Any]) -> NDArray[Any]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_core.errors import InvalidInput
+from inference_core.limits import MAX_DIMENSIONS, MAX_PARAMETERS, MAX_STRINGS, MAX_TENSORS, check_count
 from protos import open_inference_pb2 as oip
 
 Tensors = dict[str, NDArray[Any]]
@@ -49,7 +50,6 @@ _CONTENTS = {
     "BYTES": "bytes_contents",
 }
 SHARED_MEMORY = "shared_memory_region"
-_MAX_DIMENSIONS = 16
 _MAX_ELEMENTS = 1 << 48
 
 
@@ -71,8 +71,7 @@ def dtype_of(name: str, datatype: str) -> np.dtype[Any]:
 
 def count_of(name: str, shape: Sequence[int]) -> int:
     """The number of elements of `shape`; `InvalidInput` for one that no tensor here can have."""
-    if len(shape) > _MAX_DIMENSIONS:
-        raise InvalidInput(f"tensor {name!r}: {len(shape)} dimensions, the limit is {_MAX_DIMENSIONS}")
+    check_count(f"tensor {name!r}", len(shape), "dimensions", MAX_DIMENSIONS)
     elements = 1
     for d in shape:
         if type(d) is not int or d < 0:
@@ -102,6 +101,7 @@ def from_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes | mem
 
 
 def _elements(name: str, shape: Sequence[int], count: int, data: memoryview) -> NDArray[Any]:
+    check_count(f"tensor {name!r}", count, "strings", MAX_STRINGS)
     values: list[bytes] = []
     at = 0
     while at < len(data):
@@ -179,6 +179,7 @@ def from_response(message: oip.ModelInferResponse) -> Tensors:
 def _tensors(metadata: Sequence[Any], raw: Sequence[bytes], what: str) -> Tensors:
     if raw and len(raw) != len(metadata):
         raise InvalidInput(f"{len(metadata)} {what}s but {len(raw)} raw {what} contents")
+    check_count(f"{what}s", len(metadata), "tensors", MAX_TENSORS)
     tensors: Tensors = {}
     for at, item in enumerate(metadata):
         name, shape = item.name, tuple(item.shape)
@@ -204,6 +205,7 @@ def _from_contents(name: str, datatype: str, shape: Sequence[int], contents: Any
             f"tensor {name!r}: shape {list(shape)} does not fit the {len(values)} values in {field}"
         )
     if datatype == "BYTES":
+        check_count(f"tensor {name!r}", len(values), "strings", MAX_STRINGS)
         return objects(values).reshape(shape)
     try:
         return np.array(values, dtype).reshape(shape)
@@ -212,7 +214,11 @@ def _from_contents(name: str, datatype: str, shape: Sequence[int], contents: Any
 
 
 def get_outputs(message: oip.ModelInferRequest) -> dict[str, dict[str, Parameter]]:
-    """The outputs that a request names, each with its parameters; none stands for all of them."""
+    """The outputs that a request names, each with its parameters; none stands for all of them.
+
+    Raises `InvalidInput` for too many of them.
+    """
+    check_count("outputs", len(message.outputs), "tensors", MAX_TENSORS)
     return {output.name: get_parameters(output.parameters) for output in message.outputs}
 
 
@@ -242,7 +248,11 @@ def set_parameters(target: Any, parameters: Mapping[str, Parameter]) -> None:
 
 
 def get_parameters(source: Mapping[str, Any]) -> dict[str, Parameter]:
-    """The set entries of a protobuf `map<string, InferParameter>` as plain values."""
+    """The set entries of a protobuf `map<string, InferParameter>` as plain values.
+
+    Raises `InvalidInput` for too many of them.
+    """
+    check_count("parameters", len(source), "of them", MAX_PARAMETERS)
     return {
         key: getattr(value, choice)
         for key, value in source.items()

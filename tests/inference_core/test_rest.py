@@ -376,6 +376,13 @@ def binary(**changes: Any) -> bytes:
     return body(part("x", X, "FP32", parameters={"binary_data_size": 8}) | changes)
 
 
+def strings(data: list[Any], **changes: Any) -> bytes:
+    return body({"name": "s", "datatype": "BYTES", "shape": [len(data)], "data": data} | changes)
+
+
+MANY = [f"n{number}" for number in range(1000)]
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [
@@ -403,8 +410,22 @@ def binary(**changes: Any) -> bytes:
         (binary(shape=[1, 2.0]), "tensor 'x': shape [1, 2.0] must hold whole numbers >= 0"),
         (binary(shape=[1, -2]), "tensor 'x': shape [1, -2] must hold whole numbers >= 0"),
         (binary(shape=[True, 2]), "tensor 'x': shape [True, 2] must hold whole numbers >= 0"),
-        (binary(shape=[[2]]), "tensor 'x': shape [[2]] must hold whole numbers >= 0"),
-        (binary(shape=[1] * 17), "tensor 'x': 17 dimensions, the limit is 16"),
+        (binary(shape=[1, [2]]), "inputs.0.shape: must be a list of whole numbers, got a list in it"),
+        (binary(shape=[{}]), "inputs.0.shape: must be a list of whole numbers, got an object in it"),
+        (binary(shape=[1] * 17), "inputs.0.shape: 17 dimensions, the limit is 16"),
+        (binary(**dict.fromkeys(MANY)), "inputs.0: 1004 fields, the limit is 64"),
+        (binary(parameters=dict.fromkeys(MANY, 1)), "inputs.0.parameters: 1000 of them, the limit is 64"),
+        (binary(parameters={"a": [1] * 9}), "inputs.0.parameters.a: must be a string, a number or a bool"),
+        (plain(**dict.fromkeys(MANY)), "fields, the limit is 64"),
+        (plain(parameters=dict.fromkeys(MANY, 1)), "parameters: 1000 of them, the limit is 64"),
+        (plain(outputs=[{"name": name} for name in MANY]), "outputs: 1000 tensors, the limit is 256"),
+        (plain(outputs=[1] * 1000), "outputs: 1000 tensors, the limit is 256"),
+        (body(*[part("x", X, "FP32")] * 1000), "inputs: 1000 tensors, the limit is 256"),
+        (strings(["a"] * 4097), "tensor 's': 4097 strings, the limit is 4096"),
+        (strings(["a"] * 4097, shape=[1]), "tensor 's': its shape is 1 elements, got more"),
+        (strings(["a", ["b"]]), "tensor 's': BYTES data must be strings in JSON"),
+        (strings([["a"], "b"]), "tensor 's': BYTES data must be strings in JSON"),
+        (strings([["a"], [["b"], 1]], shape=[3]), "tensor 's': BYTES data must be strings in JSON"),
         (binary(shape=[1 << 40, 1 << 40]), "is over 281474976710656 elements"),
         (binary(shape=[1, 3]), "tensor 'x': FP32[1, 3] is 12 bytes, got 8"),
         (

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from inference_core.engine import Engine
 from inference_core.errors import InvalidInput
+from inference_core.limits import MAX_PARAMETERS, MAX_STRINGS, MAX_TENSORS
 from inference_core.tensors import (
     DATATYPES,
     Parameter,
@@ -396,3 +397,25 @@ def test_input_in_shared_memory() -> None:
     with pytest.raises(InvalidInput, match="input 'x': parameter shared_memory_region: shared memory is not"):
         from_request(message)
     refuse_shared_memory("input 'x'", {"binary_data_size": 4})
+
+
+def test_too_many_of_what_costs_more_than_its_bytes() -> None:
+    message = oip.ModelInferRequest()
+    for number in range(MAX_TENSORS + 1):
+        message.inputs.add(name=str(number), datatype="FP32", shape=(0,))
+        message.outputs.add(name=str(number))
+    with pytest.raises(InvalidInput, match="inputs: 257 tensors, the limit is 256"):
+        from_request(message)
+    with pytest.raises(InvalidInput, match="outputs: 257 tensors, the limit is 256"):
+        get_outputs(message)
+    for number in range(MAX_PARAMETERS + 1):
+        message.parameters[str(number)].bool_param = True
+    with pytest.raises(InvalidInput, match="parameters: 65 of them, the limit is 64"):
+        get_parameters(message.parameters)
+    many = oip.ModelInferRequest()
+    many.inputs.add(name="s", datatype="BYTES", shape=(MAX_STRINGS + 1,))
+    many.inputs[0].contents.bytes_contents.extend([b""] * (MAX_STRINGS + 1))
+    with pytest.raises(InvalidInput, match="tensor 's': 4097 strings, the limit is 4096"):
+        from_request(many)
+    with pytest.raises(InvalidInput, match="tensor 's': 4097 strings, the limit is 4096"):
+        from_bytes("s", "BYTES", (MAX_STRINGS + 1,), b"\0" * 4 * (MAX_STRINGS + 1))
