@@ -51,12 +51,17 @@ class GrpcAttack:
                 for _ in range(lanes):
                     group.create_task(lane())
 
-    async def frames(self, cases: Iterable[tuple[int, bytes]], *, lanes: int = 8) -> None:
-        """Send each over a connection of its own, and wait a moment for what the service says to it."""
+    async def frames(
+        self, cases: Iterable[tuple[int, bytes]], *, rate: float = math.inf, lanes: int = 8
+    ) -> None:
+        """Send each over a connection of its own, so many a second, and wait a moment for what the service
+        says to it."""
         left = iter(cases)
+        pace = Pace(rate)
 
         async def lane() -> None:
             for number, data in left:
+                await pace.wait()
                 self.findings.cases += 1
                 try:
                     said, fault = await self._connection(data), ""

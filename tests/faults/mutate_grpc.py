@@ -6,6 +6,7 @@ As in `mutate_http`, a case comes from a seed and a number alone.
 import random
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.http2 import (
@@ -86,6 +87,32 @@ def plain(model: str = "colors") -> oip.ModelInferRequest:
     return message
 
 
+def _inputs(message: oip.ModelInferRequest, many: int) -> None:
+    for number in range(many):
+        message.inputs.add(name=f"i{number}", datatype="FP32", shape=(0,))
+
+
+def _outputs(message: oip.ModelInferRequest, many: int) -> None:
+    for _ in range(many):
+        message.outputs.add(name="logits")
+
+
+def _parameters(message: oip.ModelInferRequest, many: int) -> None:
+    for number in range(many):
+        message.parameters[f"tandem_{number}"].int64_param = number
+        message.inputs[0].parameters[f"p{number}"].bool_param = True
+
+
+_MANY: tuple[Callable[[oip.ModelInferRequest, int], None], ...] = (
+    _inputs,
+    _outputs,
+    _parameters,
+    lambda message, many: message.raw_input_contents.extend([b""] * many),
+    lambda message, many: message.inputs[0].shape.extend([1] * many),
+    lambda message, many: message.inputs[0].contents.bytes_contents.extend([b""] * many * 20),
+)
+
+
 class GrpcMutator:
     """Makes messages for one service; `images_too` says that it has a model which takes images."""
 
@@ -148,22 +175,11 @@ class GrpcMutator:
         return self._infer("typed", rng, message.SerializeToString())
 
     def _many(self, rng: random.Random) -> GrpcCase:
+        """Too many of something."""
         message, many = plain(), rng.choice((2, 100, 1000))
-        match rng.randrange(5):
-            case 0:
-                for number in range(many):
-                    message.inputs.add(name=f"i{number}", datatype="FP32", shape=(0,))
-            case 1:
-                message.raw_input_contents.extend([b""] * many)
-            case 2:
-                for _ in range(many):
-                    message.outputs.add(name="logits")
-            case 3:
-                for number in range(many):
-                    message.parameters[f"tandem_{number}"].int64_param = number
-            case _:
-                message.inputs[0].shape.extend([1] * many)
-        return self._infer("many", rng, message.SerializeToString())
+        rng.choice(_MANY)(message, many)
+        entries = rng.choice((b"", b"", b"\x22\x00" * many * 25))  # of a map, with nothing in them
+        return self._infer("many", rng, message.SerializeToString() + entries)
 
     def _bytes(self, rng: random.Random) -> GrpcCase:
         """The message with bytes that have changed, gone or come twice."""

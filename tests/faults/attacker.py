@@ -1,0 +1,133 @@
+"""Attackers in a process of their own: what making and judging cases costs is neither the services' time nor
+that of the devices, whose answers are timed meanwhile."""
+
+import asyncio
+import contextlib
+import multiprocessing
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from tests.faults.attack import Findings, HttpAttack
+from tests.faults.attack_grpc import GrpcAttack
+from tests.faults.mutate_grpc import GrpcMutator
+from tests.faults.mutate_http import HttpMutator
+
+PACE = 400.0  # cases a second
+CONNECTIONS = 100.0  # a second, where each case has one of its own
+WARM_UP = 4000  # cases of another seed, after which whatever is kept has been kept
+Part = Callable[[range], Coroutine[Any, Any, None]]  # the cases are made before it begins
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How to send the cases of these numbers: hostile ones, requests in order, hostile ones for a start."""
+
+    hostile: Part
+    friendly: Part
+    warm_up: Part
+    findings: Findings
+
+
+def by_http(port: int, mutator: HttpMutator) -> Ways:
+    """At an HTTP port."""
+    attack = HttpAttack(port, Findings())
+    other = mutator.reseeded()
+
+    def hostile(numbers: range) -> Coroutine[Any, Any, None]:
+        return attack.send([(n, mutator.case(n)) for n in numbers], rate=PACE)
+
+    def friendly(numbers: range) -> Coroutine[Any, Any, None]:
+        return attack.send([(n, mutator.valid(n)) for n in numbers], rate=PACE)
+
+    def warm_up(numbers: range) -> Coroutine[Any, Any, None]:
+        return attack.send((n, other.case(n)) for n in numbers)
+
+    return Ways(hostile, friendly, warm_up, attack.findings)
+
+
+def by_grpc(port: int, mutator: GrpcMutator) -> Ways:
+    """At a gRPC port."""
+    attack = GrpcAttack(port, Findings())
+    other = mutator.reseeded()
+
+    def hostile(numbers: range) -> Coroutine[Any, Any, None]:
+        return attack.send([(n, mutator.case(n)) for n in numbers], rate=PACE)
+
+    def friendly(numbers: range) -> Coroutine[Any, Any, None]:
+        return attack.send([(n, mutator.valid(n)) for n in numbers], rate=PACE)
+
+    def warm_up(numbers: range) -> Coroutine[Any, Any, None]:
+        return attack.send((n, other.case(n)) for n in numbers[::2])
+
+    return Ways(hostile, friendly, warm_up, attack.findings)
+
+
+def by_frames(port: int, mutator: GrpcMutator) -> Ways:
+    """At the HTTP/2 below gRPC."""
+    attack = GrpcAttack(port, Findings())
+    other = mutator.reseeded()
+
+    def hostile(numbers: range) -> Coroutine[Any, Any, None]:
+        return attack.frames([(n, mutator.frames(n)) for n in numbers], rate=CONNECTIONS)
+
+    def friendly(numbers: range) -> Coroutine[Any, Any, None]:
+        return attack.send([(n, mutator.valid(n)) for n in numbers], rate=CONNECTIONS)
+
+    def warm_up(numbers: range) -> Coroutine[Any, Any, None]:
+        return attack.frames((n, other.frames(n)) for n in numbers[::5])
+
+    return Ways(hostile, friendly, warm_up, attack.findings)
+
+
+class Attacker:
+    """Sends what it is told to, and returns when it has been answered; `findings` are those of all so far."""
+
+    def __init__(self, pipe: "Connection[Any, Any]") -> None:
+        self._pipe = pipe
+        self.findings = Findings()
+
+    def hostile(self, numbers: range) -> float:
+        """Send the hostile cases of these numbers; the monotonic time at which it began."""
+        return self._send("hostile", numbers)
+
+    def friendly(self, numbers: range) -> float:
+        """Send requests in order, of these numbers; when it began."""
+        return self._send("friendly", numbers)
+
+    def warm_up(self) -> None:
+        """Send many cases of another seed."""
+        self._send("warm_up", range(WARM_UP))
+
+    def _send(self, way: str, numbers: range) -> float:
+        self._pipe.send((way, numbers))
+        answer: tuple[float, Findings] = self._pipe.recv()
+        began, self.findings = answer
+        return began
+
+
+@contextmanager
+def attacker(ways: Callable[[], Ways]) -> Iterator[Attacker]:
+    """One who uses these ways, as a process; when that ends early, `EOFError` says so."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_attack, args=(ways, theirs))
+    process.start()
+    theirs.close()
+    with ours:
+        yield Attacker(ours)
+    process.join()
+
+
+def _attack(make: Callable[[], Ways], pipe: "Connection[Any, Any]") -> None:
+    ways = make()
+    with contextlib.suppress(EOFError):  # nothing more to do
+        while True:
+            way, numbers = pipe.recv()
+            work = getattr(ways, way)(numbers)
+            began = time.monotonic()
+            asyncio.run(work)
+            pipe.send((began, ways.findings))
