@@ -20,7 +20,7 @@ from edge_node.cloud import Cloud, CloudAnswer, Query
 from edge_node.keeper import Keeper
 from edge_node.link import Link
 from edge_node.metrics import Metrics
-from edge_node.model_slot import EdgeRun
+from edge_node.model_slot import EdgeRun, features_of
 from edge_node.navigator import Navigator
 from edge_node.outcome import Answer
 from edge_node.policy import Decision, Mode, Payload, Privacy, Route
@@ -39,7 +39,7 @@ from inference_core.errors import (
 )
 from inference_core.preprocess import Preprocess, open_image
 from inference_core.priority import PRIORITY, Priority
-from inference_core.tensors import Parameter, Tensors, to_bytes
+from inference_core.tensors import Parameter, Tensors
 
 # An image of up to so many pixels is decoded on the loop, in about a millisecond; larger ones on the pool.
 SMALL_IMAGE = 256 * 256
@@ -182,14 +182,23 @@ class JointInference:
 
     async def _instead(self, request: Request, tensor: NDArray[Any], error: TandemError) -> Answer:
         """The cloud's answer where the edge model has failed and the input may go up; else `error`."""
-        spoken_for = request.mode in (Mode.EDGE, Mode.SPLIT)
-        if self._cloud is None or spoken_for or not policy.may_leave(self._privacy, Route.INPUT):
+        cloud = self._stand_in(request)
+        if cloud is None:
             raise error
         try:
-            answer = await self._by_cloud(self._cloud, request, tensor, None, Route.INPUT)
+            answer = await self._by_cloud(cloud, request, tensor, None, Route.INPUT)
         except CloudUnavailable:
             raise error from None
         return by_cloud(request, Decision(Route.INPUT, "edge_failed", degraded=True), answer, None)
+
+    def _stand_in(self, request: Request) -> Cloud | None:
+        """The cloud, where the mode lets it answer instead of an edge model that fails."""
+        return self._cloud if policy.may_stand_in(request.mode, self._privacy) else None
+
+    def _patience(self, request: Request) -> float:
+        """Until when a run that does not end is waited for: half of the time where the cloud can stand in."""
+        alone = "cloud" in request.timings_ms or self._stand_in(request) is None
+        return request.deadline if alone else (time.monotonic() + request.deadline) / 2
 
     def _edge_first(self, request: Request) -> bool:
         if request.mode is Mode.AUTO:
@@ -228,6 +237,7 @@ class JointInference:
             priority=request.priority,
             # Who has waited for the cloud in vain has waited enough.
             at_once="cloud" in request.timings_ms,
+            patience=self._patience(request),
         )
         request.took(stage, run.seconds)
         if run.queue_s:
@@ -284,16 +294,7 @@ class JointInference:
             return f"{manifest.model}.image", {"image": np.array([request.ask.sample], dtype=object)}
         head = request.model.heads.get(way.cut)
         # At the cut where the edge model exits there is no head: its features are in hand.
-        features = await self._run(request, "head", head, tensor) if head else _features(seen)
-        if not way.packed:
-            return f"{manifest.model}.tail.{way.cut}", features
-        packed: Tensors = {
-            name: np.array([codec.pack(to_bytes(array))], dtype=object) for name, array in features.items()
-        }
-        return f"{manifest.model}.packed.{way.cut}", packed
-
-
-def _features(seen: EdgeRun | None) -> Tensors:
-    if seen is None:
-        raise RuntimeError("no head at this cut, and the edge model has not run")
-    return seen.features
+        features = await self._run(request, "head", head, tensor) if head else features_of(seen)
+        if way.packed:
+            return f"{manifest.model}.packed.{way.cut}", codec.packed(features)
+        return f"{manifest.model}.tail.{way.cut}", features

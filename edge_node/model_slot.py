@@ -44,6 +44,13 @@ class EdgeRun:
     features: Tensors
 
 
+def features_of(seen: EdgeRun | None) -> Tensors:
+    """The features that an early exit has left behind; `RuntimeError` where it has not run."""
+    if seen is None:
+        raise RuntimeError("no head at this cut, and the edge model has not run")
+    return seen.features
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A bundle as the edge serves it: the edge model, the heads by cut, and how they are used.

@@ -104,6 +104,11 @@ def may_leave(privacy: Privacy, route: Route) -> bool:
     return route is Route.EDGE or privacy is not Privacy.NOTHING
 
 
+def may_stand_in(mode: Mode, privacy: Privacy) -> bool:
+    """Whether the cloud may be given an input whose edge model has failed."""
+    return mode not in (Mode.EDGE, Mode.SPLIT) and may_leave(privacy, Route.INPUT)
+
+
 def decide(
     mode: Mode,
     confidence: float | None,

@@ -2,8 +2,8 @@
 
 Who has waited so long that the answer would be late is refused instead of run. A short run happens on the
 event loop itself: to hand it to a thread and back would cost more than it saves. Longer ones go to the pool,
-as many at a time as it has workers. Which is which was measured at load. Where several wait for the same
-model and `BatchCost` says that it pays, they share one run.
+as many at a time as it has workers; nobody waits there for a run that does not end. Which is which was
+measured at load. Where several wait for the same model and `BatchCost` says that it pays, they share a run.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from inference_core.tensors import Tensors
 _STOPPING = "the service is stopping"
 # What runs may take of one turn of the loop, before it reads again: so that who came first is known.
 _TURN_S = 0.0005
+OVERDUE = 10  # times as long as it was expected to take, a run is not waited for by who cannot wait longer
 
 
 class Runner:
@@ -87,23 +88,29 @@ class Runner:
         deadline: float = math.inf,
         priority: Priority = Priority.NORMAL,
         at_once: bool = False,
+        patience: float = math.inf,
     ) -> Run:
         """Run one sample, whose inputs have been checked, before others of its class if `at_once`.
 
         Raises `ModelError`, and `Overloaded` when those before it make it late: `deadline` is a time on the
-        clock. Cancelling disturbs no one.
+        clock. So is `patience`: from then on, a run on the pool that takes `OVERDUE` times as long as
+        expected is a `ModelError` too, although it goes on. Cancelling disturbs no one.
         """
         if not model.inline:
-            future = self._line_up(self._pooled, model, inputs, deadline, priority, at_once)
+            waiting = self._line_up(self._pooled, model, inputs, deadline, priority, at_once)
+            waiting.patience = patience
             self._fill_pool()
-            return await future
+            if waiting.timer is None and not waiting.future.done():
+                usual_s = model.cost.seconds(1) or 0.0
+                waiting.set_timer(deadline - usual_s / 2 - self._clock(), self._expire)
+            return await waiting.future
         self._arrived += 1
         if not self._turn_ends:
             self._turn_ends = True
             asyncio.get_running_loop().call_soon(self._end_turn)
         gathering = self._crowd > 1 and model.cost.pays(2)
         if self._inline or gathering or self._spent_s >= _TURN_S:
-            return await self._line_up(self._inline, model, inputs, deadline, priority, at_once)
+            return await self._line_up(self._inline, model, inputs, deadline, priority, at_once).future
         outputs, seconds = self._compute(model, inputs)
         self._spent_s += seconds
         model.ran(1, seconds)
@@ -117,17 +124,18 @@ class Runner:
         deadline: float,
         priority: Priority,
         at_once: bool,
-    ) -> asyncio.Future[Run]:
+    ) -> Waiting:
         future: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         work = model.cost.each(model.max_batch) or 0.0
         waiting = Waiting(model, inputs, self._clock(), deadline, priority, work, future)
         line.add(waiting, at_once=at_once)
-        return future
+        return waiting
 
     def _left_s(self) -> float:
-        """The seconds that runs on the pool are expected to take still, all together."""
+        """The seconds that runs on the pool are expected to take still, all together: those that should have
+        ended by now as long again as they are late."""
         now = self._clock()
-        return sum(max(end - now, 0.0) for end in self._ends.values())
+        return sum(abs(end - now) for end in self._ends.values())
 
     def _end_turn(self) -> None:
         """Begin the next turn's runs with those who wait; what then is left of the turn is for who comes."""
@@ -154,8 +162,11 @@ class Runner:
             except RuntimeError:  # the pool has been shut down: nobody else will be answered either
                 fail(batch, NotReady(_STOPPING))
                 continue
-            self._ends[job] = self._clock() + (batch[0].model.cost.seconds(len(batch)) or 0.0)
+            now, expected_s = self._clock(), batch[0].model.cost.seconds(len(batch)) or 0.0
+            self._ends[job] = now + expected_s
             job.add_done_callback(partial(self._ended, batch))
+            for waiting in batch:
+                waiting.set_timer(max(waiting.patience - now, OVERDUE * expected_s), _give_up)
 
     def _attempt(self, batch: list[Waiting]) -> tuple[float, Tensors, float]:
         model, samples, started = batch[0].model, len(batch), self._clock()
@@ -167,6 +178,8 @@ class Runner:
 
     def _ended(self, batch: list[Waiting], job: asyncio.Future[tuple[float, Tensors, float]]) -> None:
         del self._ends[job]
+        for waiting in batch:
+            waiting.stop_timer()
         error = NotReady(_STOPPING) if job.cancelled() else job.exception()
         if error is None:
             share(batch, *job.result())
@@ -193,8 +206,7 @@ class Runner:
                 if not waiting.has_become_late(now):
                     first = waiting
                     break
-                words = f"waited {now - waiting.since:.3f} s for a run, and would be late"
-                waiting.future.set_exception(Overloaded(words, self.drain_s, "expired"))
+                fail([waiting], self._too_late(waiting, now))
             gone.append(waiting)
         if gone:
             line.leave(gone)
@@ -203,6 +215,17 @@ class Runner:
         batch = [first, *self._company(line, first, now)]
         line.take(batch)
         return batch
+
+    def _expire(self, waiting: Waiting) -> None:
+        """Nobody waits past the deadline for a run to begin: those before may not end for long."""
+        now = self._clock()
+        if not waiting.future.done() and waiting.has_become_late(now):
+            self._pooled.leave([waiting])
+            fail([waiting], self._too_late(waiting, now))
+
+    def _too_late(self, waiting: Waiting, now: float) -> Overloaded:
+        words = f"waited {now - waiting.since:.3f} s for a run, and would be late"
+        return Overloaded(words, self.drain_s, "expired")
 
     def _company(self, line: Line[Waiting], first: Waiting, now: float) -> list[Waiting]:
         """Who shares a run with `first`: where that pays, and nobody is late for it."""
@@ -222,3 +245,9 @@ class Runner:
         started = self._clock()
         outputs = model.engine.compute(inputs)
         return outputs, self._clock() - started
+
+
+def _give_up(waiting: Waiting) -> None:
+    model = waiting.model
+    words = f"its run has not ended, {OVERDUE} times as long as usual after it began"
+    fail([waiting], ModelError(f"{model.engine.name}: {words}"))

@@ -1,6 +1,7 @@
 """Who waits for a run of a model, and what a run that several share gives to each."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,7 +46,8 @@ class Run:
 @dataclass(eq=False, slots=True)
 class Waiting:
     """A caller; `work` are the seconds that its run is expected to take of one worker. Who is `alone` shares
-    no run."""
+    no run. `patience` is until when it waits for a run that takes far too long, `timer` sees to that, or to
+    its deadline while it has none."""
 
     model: Timed
     inputs: Tensors
@@ -57,6 +59,8 @@ class Waiting:
     caller: str = ""
     tag: float = 0.0
     alone: bool = False
+    patience: float = math.inf
+    timer: asyncio.TimerHandle | None = None
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -72,6 +76,18 @@ class Waiting:
         """Whether it would have been in time without the wait, and cannot be now."""
         seconds = self.model.cost.seconds(1) or 0.0
         return self.since + seconds <= self.deadline < now + seconds
+
+    def set_timer(self, delay: float, act: Callable[["Waiting"], object]) -> None:
+        """`act` in so many seconds, in place of what was to happen before; never where they are infinite."""
+        self.stop_timer()
+        if delay < math.inf:
+            self.timer = asyncio.get_running_loop().call_later(delay, act, self)
+
+    def stop_timer(self) -> None:
+        """Nothing is to happen any more."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
 
 def joined(batch: list[Waiting]) -> Tensors:

@@ -7,6 +7,7 @@ are looked for: those would take several times as long and save nothing.
 import zlib
 
 from inference_core.errors import InvalidInput
+from inference_core.tensors import Tensors, objects, to_bytes
 
 NAME = "deflate"
 _WINDOW = -15  # raw, without header and checksum: gRPC has its own
@@ -16,6 +17,11 @@ def pack(data: bytes | memoryview) -> bytes:
     """`data`, deflated."""
     packer = zlib.compressobj(1, zlib.DEFLATED, _WINDOW, 9, zlib.Z_RLE)
     return packer.compress(data) + packer.flush()
+
+
+def packed(tensors: Tensors) -> Tensors:
+    """Each tensor as one of type BYTES and shape [1], which holds its raw form, deflated."""
+    return {name: objects([pack(to_bytes(array))]) for name, array in tensors.items()}
 
 
 def unpack(data: bytes | memoryview, size: int) -> bytes:

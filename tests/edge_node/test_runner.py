@@ -705,6 +705,75 @@ async def test_the_wait_is_foreseen_by_class() -> None:
         assert r.runner.drain_s == 0.0
 
 
+# ---- runs that do not end
+
+
+def quick(samples: int) -> float:
+    return 2**-10
+
+
+async def test_a_run_that_does_not_end_is_not_waited_for() -> None:
+    async with rig(held=True) as r:
+        model = Model(r.machine, inline=False, cost=quick)
+        impatient = r.ask(model, 0.25, patience=0.02)
+        await r.machine.began()
+        with pytest.raises(ModelError, match="doubler: its run has not ended, 10 times as long as usual"):
+            await impatient
+        r.machine.let(2)  # it ends after all: nothing comes of that, and the worker goes on
+        assert await value_of(r.ask(model, 0.5, patience=60.0)) == 0.5
+
+
+async def test_a_run_is_waited_for_as_long_as_runs_may_take() -> None:
+    async with rig(held=True) as r:
+        model = Model(r.machine, inline=False, cost=lambda _: 0.02)
+        task = r.ask(model, 0.25, patience=0.0)
+        await r.machine.began()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(task), 0.1)
+        r.machine.let()
+        assert await value_of(task) == 0.25
+
+
+async def test_each_of_a_batch_has_patience_of_its_own() -> None:
+    async with rig(held=True) as r:
+        model = Model(r.machine, inline=False, cost=quick)
+        tasks = [await r.busy(model)]
+        impatient, patient = r.ask(model, 0.125, patience=0.02), r.ask(model, 0.25)
+        await r.waiting(2)
+        r.machine.let()
+        await r.machine.began()
+        with pytest.raises(ModelError):
+            await impatient
+        assert not patient.done()
+        r.machine.let()
+        assert await values([*tasks, patient]) == [0.5, 0.25]
+
+
+async def test_nobody_waits_past_the_deadline_for_a_run_to_begin() -> None:
+    async with rig(held=True) as r:
+        model = Model(r.machine, inline=False, max_batch=1, cost=quick)
+        first = await r.busy(model)
+        late, early = r.ask(model, 0.125, deadline=0.05), r.ask(model, 0.25, deadline=60.0)
+        await r.waiting(2)
+        r.machine.now += 1  # the first takes far too long
+        with pytest.raises(Overloaded, match=r"waited 1\.000 s for a run, and would be late") as caught:
+            await late
+        assert (caught.value.why, r.runner.waiting) == ("expired", 1)
+        r.machine.let(2)
+        assert await values([first, early]) == [0.5, 0.25]
+
+
+async def test_what_is_late_is_taken_to_be_as_late_again() -> None:
+    async with rig(held=True) as r:
+        model = Model(r.machine, inline=False, max_batch=1, cost=alone)
+        task = await r.busy(model)
+        assert r.runner.wait_s(model.timed, NORMAL) == 2
+        r.machine.now += 7
+        assert r.runner.wait_s(model.timed, NORMAL) == r.runner.drain_s == 5
+        r.machine.let()
+        assert await value_of(task) == 0.5
+
+
 # ---- the end
 
 

@@ -4,6 +4,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,6 +65,27 @@ def test_a_run_that_heeds_nothing_keeps_neither_its_caller_nor_the_others_nor_th
     assert edge.stop() == 0
     assert time.monotonic() - started < 3
     assert edge.log.rstrip().endswith("stopped")
+
+
+def test_nobody_waits_for_a_wedged_run_past_the_deadline(services: Services, tmp_path: Path) -> None:
+    """Long before the run is ended: with a cloud that can stand in, without one, and in the line behind."""
+    folder = bundle(tmp_path / "colors", edge=wedges.looping())
+    cloud = services.cloud(folder).wait_ready()
+    changes: dict[str, Any] = {"run_limit_ms": 20_000, "inline_ms": 0, "workers": 1}
+    edge = services.edge(folder, cloud.ports[1], **changes).wait_ready()
+    alone = services.edge(folder, name="alone", **changes).wait_ready()
+    eventually(lambda: edge.metrics().total("tandem_cloud_connected") == 1, 5, "the edge is connected")
+
+    answer = Device(edge.ports[0]).predict(HANGS, deadline_ms=1000)
+    assert (answer.status, *answer.who) == (200, "cloud", "edge_failed")
+    assert answer.late_ms < 0
+    answer = Device(alone.ports[0]).predict(HANGS, deadline_ms=1000)
+    assert (answer.status, -100 < answer.late_ms < 100) == (500, True)
+    assert "its run has not ended, 10 times as long as usual" in alone.log
+    for service in (edge, alone):  # the only worker is still at it
+        answer = Device(service.ports[0]).predict(ANSWERS, deadline_ms=300)
+        assert (answer.status, answer.late_ms < 100) == (503, True)
+        assert happened(service, "runs_abandoned") == 0
 
 
 def test_the_cloud_answers_where_the_edge_model_fails_and_the_other_way_round(
