@@ -22,6 +22,7 @@ from tests.bundles import SURE, UNSURE, picture, write_bundle
 from tests.faults.flatness import Vital
 from tests.faults.watched import descriptors
 from tests.joint.admin import point, reload
+from tests.joint.canary import CANARY
 from tests.joint.device import Device, Load
 from tests.joint.proxy import REFUSE, SILENT, Fault, Proxy
 from tests.joint.services import ROOT, Service, Services, get
@@ -105,8 +106,10 @@ def soak(seconds: float, seed: int, report: Path) -> None:
     chance, started = random.Random(seed), time.monotonic()
     vitals: dict[str, list[Vital]] = {"edge": [], "cloud": [], "leaky": []}
     statuses: Counter[int] = Counter()
-    faults = late = 0
+    faults, late = 0, list[float]()
     with ExitStack() as stack:
+        CANARY.start()
+        stack.callback(CANARY.stop)
         site = Site(stack, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         processes: dict[str, tuple[subprocess.Popen[Any], int]] = {
             "edge": _of(site.edge), "cloud": _of(site.cloud), "leaky": leaking(stack)
@@ -119,7 +122,7 @@ def soak(seconds: float, seed: int, report: Path) -> None:
                     faults += 1
                     load.go_on(BETWEEN_S)
             statuses.update(a.status for a in load.answers)
-            late += sum(a.late_ms > 0 for a in load.answers)
+            late += [a.late_ms - a.stalled_ms for a in load.answers]
             for name, (process, port) in processes.items():
                 vitals[name].append(look(process, port))
     report.write_text(
@@ -127,7 +130,8 @@ def soak(seconds: float, seed: int, report: Path) -> None:
             {
                 "vitals": {name: [asdict(vital) for vital in seen] for name, seen in vitals.items()},
                 "statuses": statuses,
-                "late": late,
+                "late": sum(ms > 0 for ms in late),
+                "latest": max(late),
                 "faults": faults,
             }
         )

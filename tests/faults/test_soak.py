@@ -20,7 +20,8 @@ def test_soak(soak: Soak, row: Row) -> None:
     found = [line for name in ("edge", "cloud") for line in leaks(name, vitals[name])]
     grown = {name: growths(vitals[name])["resident"] for name in ("edge", "cloud")}
     memory = ", ".join(f"{name} {to / before - 1:+.1%}" for name, (before, to) in grown.items())
-    figure = f"{soak.seconds:.0f} s, {told['faults']} faults, {told['late']} of {asked} late, {memory}"
+    late = f"{told['late']} of {asked} late, the latest {told['latest']:+.0f} ms from its deadline"
+    figure = f"{soak.seconds:.0f} s, {told['faults']} faults, {late}, {memory}"
     twin = leaks("a program that leaks", vitals["leaky"])
     row.judge(
         Case(
