@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import math
-import socket
 import ssl
 from collections.abc import Iterator, Sequence
 
@@ -18,6 +17,7 @@ from cloud_service.models import Models
 from cloud_service.open_inference import ERROR_HANDLERS
 from cloud_service.settings import Settings
 from inference_core.http_connection import Bounds, Connections
+from inference_core.listening import http_socket
 
 
 def create_admin(models: Models, protocol: Sequence[BaseRoute] = ()) -> Starlette:
@@ -81,7 +81,7 @@ class HttpServer:
         port."""
         self._connections = connections or Connections(Bounds())
         self._grace_s = grace_s
-        self._socket = socket.create_server((host, port))
+        self._socket = http_socket(host, port)
         self.port = int(self._socket.getsockname()[1])
         config = uvicorn.Config(
             app,

@@ -12,6 +12,7 @@ from cloud_service.servicer import SERVICE, Servicer
 from cloud_service.settings import Settings
 from inference_core.calls import Guard, Methods, options
 from inference_core.grpc_server import create_server
+from inference_core.listening import add_grpc_port
 from inference_core.tls import ServerTls
 from inference_core.unserved import refuse_calls
 from protos import fleet_pb2_grpc as fleet_grpc
@@ -43,11 +44,9 @@ class GrpcServer:
 
     async def start(self) -> None:
         """Listen; not yet serving by the health protocol. Raises `RuntimeError` for a taken port."""
-        address = f"{self._settings.host}:{self._settings.grpc_port}"
-        if self._tls is None:
-            self.port = self._server.add_insecure_port(address)
-        else:
-            self.port = self._server.add_secure_port(address, self._tls.grpc_credentials())
+        settings = self._settings
+        credentials = None if self._tls is None else self._tls.grpc_credentials()
+        self.port = add_grpc_port(self._server, settings.host, settings.grpc_port, credentials)
         await self.set_serving(False)
         await self._server.start()
 

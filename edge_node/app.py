@@ -31,6 +31,7 @@ from edge_node.settings import Settings
 from inference_core.body import Intake
 from inference_core.errors import TandemError
 from inference_core.http_connection import Bounds, Connections
+from inference_core.listening import http_socket
 
 _DESCRIPTION = """
 Send an image or a tensor; get the answer, who gave it (`source`), and why (`reason`).
@@ -148,7 +149,7 @@ class HttpServer:
         port."""
         self._connections = connections or Connections(Bounds())
         self._grace_s = grace_s
-        self._socket = socket.create_server((host, port))
+        self._socket = http_socket(host, port)
         self.port = int(self._socket.getsockname()[1])
         config = uvicorn.Config(
             app,

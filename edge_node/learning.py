@@ -22,6 +22,12 @@ _MESSAGE_OVERHEAD = 64 << 10
 _log = logging.getLogger(__name__)
 
 
+def most_bytes(settings: Settings) -> int:
+    """The largest message that can ever go up: one over a whole day's allowance would hold up all others."""
+    most = settings.max_body_bytes + _MESSAGE_OVERHEAD
+    return min(most, settings.max_escalation_bytes_per_day or most)
+
+
 class Learning:
     """What a node does for the cloud to learn from it: nothing where the settings name no outbox."""
 
@@ -53,7 +59,7 @@ class Learning:
         disclosure = Disclosure(
             slots, runner, decoders, privacy=settings.privacy, max_pixels=settings.max_pixels
         )
-        client = FleetClient(clouds, settings.node_id, settings.max_body_bytes + _MESSAGE_OVERHEAD)
+        client = FleetClient(clouds, settings.node_id, most_bytes(settings))
         self._forwarder = Forwarder(
             self._outbox, disclosure, client, link, self._metrics, share=settings.outbox_share
         )

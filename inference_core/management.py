@@ -10,7 +10,6 @@ import hmac
 import ipaddress
 import json
 import logging
-import socket
 import socketserver
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -22,6 +21,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from inference_core.errors import BundleError, Overloaded, shortened
+from inference_core.listening import family_of
 
 Document = Mapping[str, Any]
 Action = Callable[[Document], Awaitable[Document]]
@@ -58,9 +58,8 @@ class Management:
         self._token = token.encode()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._actions: dict[tuple[str, str], Action] = {}
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._server = _Server(family, host, port)
+            self._server = _Server(host, port)
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror}: {host}:{port}") from error
         self._server.set_app(self._answer)
@@ -172,8 +171,8 @@ class _Handler(WSGIRequestHandler):
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
-    def __init__(self, family: socket.AddressFamily, host: str, port: int) -> None:
-        self.address_family = family
+    def __init__(self, host: str, port: int) -> None:
+        self.address_family = family_of(host)
         self._room = threading.BoundedSemaphore(_MAX_THREADS)
         super().__init__((host, port), _Handler)
 

@@ -64,6 +64,7 @@ PROTOS = {
     "inference_core/trust.py": "protos.model_file_pb2",
     "inference_core/calls.py": "grpc",
     "inference_core/grpc_server.py": "grpc",
+    "inference_core/listening.py": "grpc",
     "inference_core/unserved.py": "grpc",
 }
 ENVIRONMENT = {

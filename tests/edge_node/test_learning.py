@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from edge_node.learning import Learning
+from edge_node.learning import Learning, most_bytes
 from edge_node.settings import Settings
 from tests.edge_node.outbox import WITHIN_S
 
@@ -26,6 +26,15 @@ async def test_without_a_file_there_is_nothing() -> None:
     await made.close(0)
     assert made.keeper is None
     assert list(registry.collect()) == []
+
+
+def test_what_can_never_go_is_over_the_limit_of_a_message() -> None:
+    settings = Settings(max_body_bytes=100_000)
+    assert most_bytes(settings) == 100_000 + (64 << 10)
+    assert most_bytes(settings.model_copy(update={"max_escalation_bytes_per_day": 5000})) == 5000
+    assert most_bytes(settings.model_copy(update={"max_escalation_bytes_per_day": 1 << 40})) == 100_000 + (
+        64 << 10
+    )
 
 
 async def test_its_series_are_there_from_the_start(tmp_path: Path) -> None:
