@@ -101,7 +101,7 @@ def device(
     loop: Annotated[bool, typer.Option("--loop", help="go on, round and round, until Ctrl-C")] = False,
     mode: Annotated[
         str | None,
-        typer.Option(help="edge, cloud, cascade or split; default is the edge's", show_default=False),
+        typer.Option(help="edge, cloud, cascade, split or auto; default is the edge's", show_default=False),
     ] = None,
     cut: Annotated[
         str | None, typer.Option(help="where mode split cuts; default is the edge's", show_default=False)
