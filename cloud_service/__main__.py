@@ -21,6 +21,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from cloud_service.admin import HttpServer, bounds, create_admin
+from cloud_service.decoders import Decoders
 from cloud_service.descriptions import create_catalogue
 from cloud_service.doors import Doors
 from cloud_service.exposure import check
@@ -76,7 +77,9 @@ async def serve(settings: Settings) -> int:
     models = Models()
     runs = Workers(1, "run")
     watchdog.on_stuck(runs.give_up)
-    decoders = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
+    threads = os.cpu_count() or 1
+    decoding = ThreadPoolExecutor(threads, "decode")
+    decoders = Decoders(decoding, threads)
     catalogue = create_catalogue(models, settings, VERSION)
     held = max(settings.max_held_bytes, settings.max_message_bytes)
     intake = Intake(settings.max_message_bytes, held)
@@ -149,7 +152,7 @@ async def serve(settings: Settings) -> int:
         await within(CLOSE_S, "the store of samples", samples.close())
     await within(CLOSE_S, "the watch over certificates", doors.close())
     runs.shutdown(cancel_futures=True)
-    decoders.shutdown(cancel_futures=True)
+    decoding.shutdown(cancel_futures=True)
     lag.stop()
     watchdog.stop()
     management.stop()

@@ -8,12 +8,12 @@ import logging
 import math
 import re
 import time
-from concurrent.futures import Executor
 from typing import Any
 
 import grpc
 import numpy as np
 
+from cloud_service.decoders import Decoders
 from cloud_service.decoding import IMAGE
 from cloud_service.identity import caller_of, is_certified
 from cloud_service.metrics import Metrics
@@ -38,7 +38,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class Fleet(fleet_grpc.FleetServicer):
     """Answers the calls of the fleet's protocol."""
 
-    def __init__(self, models: Models, metrics: Metrics, decoders: Executor, samples: Samples | None) -> None:
+    def __init__(self, models: Models, metrics: Metrics, decoders: Decoders, samples: Samples | None) -> None:
         """Without `samples`, none are taken."""
         self._models = models
         self._decoders = decoders
@@ -92,8 +92,9 @@ class Fleet(fleet_grpc.FleetServicer):
         priority = Priority.BACKGROUND
         if served.decoder is not None:
             served.batcher.admit(inputs, deadline, priority=priority, caller=caller)
-            loop = asyncio.get_running_loop()
-            inputs = await loop.run_in_executor(self._decoders, served.decoder.decode, inputs)
+            inputs = await self._decoders.decode(
+                served.decoder, inputs, deadline, priority=priority, caller=caller
+            )
         batched = await served.batcher.submit(inputs, deadline, priority=priority, caller=caller)
         (logits,) = batched.outputs.values()
         if not np.isfinite(logits).all():

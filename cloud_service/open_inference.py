@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import Executor
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from cloud_service.deadline import time_left
+from cloud_service.decoders import Decoders
 from cloud_service.guard import CALLER
 from cloud_service.metrics import Metrics
 from cloud_service.models import Models, Served
@@ -36,7 +36,7 @@ class OpenInference:
     """The protocol's routes, answered from `Models` and its `Catalogue`."""
 
     def __init__(
-        self, models: Models, catalogue: Catalogue, metrics: Metrics, decoders: Executor, intake: Intake
+        self, models: Models, catalogue: Catalogue, metrics: Metrics, decoders: Decoders, intake: Intake
     ) -> None:
         """`intake` bounds the bodies of requests, as they are sent and without their compression."""
         self._models = models
@@ -115,8 +115,9 @@ class OpenInference:
         if served.decoder is not None:
             served.batcher.admit(inputs, deadline, priority=priority, caller=caller)
             started = time.monotonic()
-            loop = asyncio.get_running_loop()
-            inputs = await loop.run_in_executor(self._decoders, served.decoder.decode, inputs)
+            inputs = await self._decoders.decode(
+                served.decoder, inputs, deadline, priority=priority, caller=caller
+            )
             seconds["decode"] = time.monotonic() - started
         handed = time.monotonic()
         batched = await served.batcher.submit(inputs, deadline, priority=priority, caller=caller)

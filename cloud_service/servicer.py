@@ -7,7 +7,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
 from cloud_service.deadline import time_left
+from cloud_service.decoders import Decoders
 from cloud_service.identity import caller_of
 from cloud_service.metrics import Metrics
 from cloud_service.models import Models, Served
@@ -47,7 +47,7 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
         self,
         models: Models,
         metrics: Metrics,
-        decoders: Executor,
+        decoders: Decoders,
         catalogue: Catalogue,
         max_inflight: int = 256,
         intake: Intake | None = None,
@@ -222,8 +222,9 @@ class Servicer(oip_grpc.GRPCInferenceServiceServicer):
         if served.decoder is not None:
             served.batcher.admit(inputs, deadline, priority=priority, caller=caller)
             started = time.monotonic()
-            loop = asyncio.get_running_loop()
-            inputs = await loop.run_in_executor(self._decoders, served.decoder.decode, inputs)
+            inputs = await self._decoders.decode(
+                served.decoder, inputs, deadline, priority=priority, caller=caller
+            )
             seconds["decode"] = time.monotonic() - started
         handed = time.monotonic()
         batched = await served.batcher.submit(inputs, deadline, priority=priority, caller=caller)

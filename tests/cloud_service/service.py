@@ -14,6 +14,7 @@ import numpy as np
 from onnx import TensorProto, helper
 from prometheus_client import CollectorRegistry
 
+from cloud_service.decoders import Decoders
 from cloud_service.descriptions import create_catalogue
 from cloud_service.fleet import Fleet
 from cloud_service.grpc_server import GrpcServer
@@ -40,16 +41,17 @@ class Service:
         self.models = Models()
         self.runs = ThreadPoolExecutor(1)
         self.decoders = ThreadPoolExecutor(2)
+        decoders = Decoders(self.decoders, 2)
         catalogue = create_catalogue(self.models, settings, "1.2.3")
         self.samples = None
         if settings.samples is not None:
             metrics = SampleMetrics(self.registry)
             self.samples = Samples(settings.samples, metrics, max_bytes=settings.samples_max_bytes)
         self.server = GrpcServer(
-            Servicer(self.models, self.metrics, self.decoders, catalogue, settings.max_queue),
+            Servicer(self.models, self.metrics, decoders, catalogue, settings.max_queue),
             settings,
             tls=tls,
-            fleet=Fleet(self.models, self.metrics, self.decoders, self.samples),
+            fleet=Fleet(self.models, self.metrics, decoders, self.samples),
         )
 
     async def start(self) -> None:

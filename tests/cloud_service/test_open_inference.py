@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
 
 from cloud_service.admin import HttpServer, create_admin
+from cloud_service.decoders import Decoders
 from cloud_service.descriptions import create_catalogue
 from cloud_service.guard import HttpGuard
 from cloud_service.metrics import Metrics
@@ -55,7 +56,9 @@ class Cloud:
         self.decoders = ThreadPoolExecutor(1)
         self.catalogue = create_catalogue(self.models, self.settings, "1.2.3")
         intake = Intake(LIMIT, 8 * LIMIT)
-        protocol = OpenInference(self.models, self.catalogue, self.metrics, self.decoders, intake)
+        protocol = OpenInference(
+            self.models, self.catalogue, self.metrics, Decoders(self.decoders, 1), intake
+        )
         self.app = create_admin(self.models, protocol.routes())
         if loaded:
             self.load()
