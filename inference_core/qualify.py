@@ -32,6 +32,7 @@ _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import infere
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h: when the parent goes, so does this
 _AT = b"at "  # before the number of the trial that begins
 _REACHED = re.compile(rb"at (\d{1,6})")
+_MEMORY = " memory"  # among the outputs: no tensor's name begins with a blank
 _TOO_LARGE = re.compile(r"running (\w+) node.*requested buffer of size (\d+)", re.DOTALL)
 
 
@@ -93,7 +94,12 @@ def _qualify(trials: Sequence[Trial], limits: Limits, *, outputs: bool) -> Quali
         given.seek(0)
         try:
             ended = subprocess.run(  # noqa: S603
-                command, stdin=given, capture_output=True, timeout=limits.seconds, check=False
+                command,
+                stdin=given,
+                capture_output=True,
+                timeout=limits.seconds,
+                check=False,
+                env={},  # which holds tokens, and names of files that do
             )
         except subprocess.TimeoutExpired as late:
             name = trials[_reached(late.stderr or b"")].name
@@ -102,9 +108,8 @@ def _qualify(trials: Sequence[Trial], limits: Limits, *, outputs: bool) -> Quali
             ) from None
     if ended.returncode != 0:
         raise ModelError(_reason(trials[_reached(ended.stderr)].name, ended, limits))
-    with np.load(io.BytesIO(ended.stdout), allow_pickle=False) as archive:
-        told = {key: archive[key] for key in archive.files}
-    memory = int(told.pop(" memory"))
+    told = _unpacked(ended.stdout)
+    memory = int(told.pop(_MEMORY))
     return Qualified(told, memory)
 
 
@@ -119,11 +124,22 @@ def _write(out: IO[bytes], trials: Sequence[Trial], limits: Limits, outputs: boo
     """Limits and what is wanted, then each trial: a line with its name and sizes, the model, the inputs."""
     out.write(json.dumps([limits.memory_bytes, limits.seconds, len(trials), outputs]).encode() + b"\n")
     for trial in trials:
-        inputs = io.BytesIO()
-        np.savez(inputs, **trial.inputs)  # type: ignore[arg-type]
-        sizes = [trial.name, len(trial.model), inputs.tell()]
-        out.write(json.dumps(sizes).encode() + b"\n" + trial.model + inputs.getvalue())
+        inputs = _packed(trial.inputs)
+        sizes = [trial.name, len(trial.model), len(inputs)]
+        out.write(json.dumps(sizes).encode() + b"\n" + trial.model + inputs)
     out.flush()
+
+
+def _packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    # Behind a letter: models may call a tensor as NumPy calls an argument of its own.
+    out = io.BytesIO()
+    np.savez(out, **{f"x{name}": array for name, array in arrays.items()})  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+def _unpacked(data: bytes) -> dict[str, NDArray[Any]]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+        return {name[1:]: archive[name] for name in archive.files}
 
 
 def _reached(said: bytes) -> int:
@@ -168,17 +184,15 @@ def _run_trials(given: IO[bytes]) -> int:
         os.write(2, _AT + b"%d\n" % number)
         try:
             model, inputs = (given.read(size) for size in sizes)
-            with np.load(io.BytesIO(inputs), allow_pickle=False) as archive:
-                outputs = Engine(model, name=name).run({key: archive[key] for key in archive.files})
+            outputs = Engine(model, name=name).run(_unpacked(inputs))
         except (ModelError, InvalidInput, MemoryError) as error:
             reason = str(error)
             if isinstance(error, MemoryError) or "bad_alloc" in reason:
                 reason = f"{name}: needs more memory than the limit, {memory_bytes >> 20} MiB"
             sys.stderr.write("\n" + json.dumps(reason))  # whatever a library has said before
             return _REFUSED
-    result = io.BytesIO()
-    np.savez(result, **(outputs if wanted else {}), **{" memory": np.int64(_peak_bytes())})  # type: ignore[arg-type]
-    sys.stdout.buffer.write(result.getvalue())
+    told = {**(outputs if wanted else {}), _MEMORY: np.array(_peak_bytes())}
+    sys.stdout.buffer.write(_packed(told))
     return 0
 
 

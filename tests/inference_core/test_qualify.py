@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -168,3 +170,24 @@ def test_files_in_the_current_folder_are_not_imported(
 def test_what_libraries_say_on_the_way_confuses_nobody() -> None:
     said = b"at 0\nat /onnxruntime_src/core.cc:7\nat 1\nat 99999999999\nterminate called"
     assert _reached(said) == 1
+
+
+def test_the_environment_stays_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds tokens. The C library says what it does where this variable is set: so it shows who has it."""
+    monkeypatch.setenv("LD_DEBUG", "statistics")
+    monkeypatch.setenv("LD_DEBUG_OUTPUT", str(tmp_path / "loader"))
+    subprocess.run([sys.executable, "-c", ""], check=True)
+    if not (before := list(tmp_path.iterdir())):
+        pytest.skip("this system's loader says nothing")
+    qualify(networks.full_network(), {"input": ROWS}, name="m")
+    assert list(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["file", "args", "kwds", "a.npy", "/model/x:0", "self"])
+def test_tensors_may_have_any_name(name: str) -> None:
+    given = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1, 8, 8])
+    made = helper.make_tensor_value_info(name + "2", TensorProto.FLOAT, ["n", 1, 8, 8])
+    graph = helper.make_graph([helper.make_node("Neg", [name], [name + "2"])], "g", [given], [made])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    outputs = qualify(model.SerializeToString(), {name: ROWS}, name="m").outputs
+    assert {key: array.tolist() for key, array in outputs.items()} == {name + "2": (-ROWS).tolist()}
