@@ -26,11 +26,14 @@ def requests(size: int) -> Iterator[Piece]:
         ("digits", "FP32", "1"),
         ("whole numbers", "INT64", "1"),
         ("booleans", "BOOL", "true"),
-        ("numbers in lists of one", "FP32", "[1]"),
+        ("lists of one", "FP32", "[1]"),
+        ("lists of two", "FP32", "[1,1]"),
+        ("lists of nothing", "BOOL", "[]"),
+        ("an image's rows", "FP32", f"[{','.join(['0.123456'] * 224)}]"),
         ("strings", "BYTES", '""'),
     ):
         count = size // (len(value) + 1)
-        shape = [count, 1] if "[" in value else [count]
+        shape = [count, value.count(",") + (value != "[]")] if "[" in value else [count]
         data = ",".join([value] * count)
         yield f"JSON: {name}", _json(f'{{{_tensor(datatype, shape)},"data":[{data}]}}'), _from_json
     names = [f'"p{number}":1' for number in range(size // 11)]

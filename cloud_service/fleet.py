@@ -22,6 +22,7 @@ from cloud_service.sample_metrics import REASONS
 from cloud_service.sample_table import Content, Label, Record
 from cloud_service.samples import Samples
 from inference_core.errors import Forbidden, InvalidInput, TandemError, grpc_status
+from inference_core.limits import MAX_DIMENSIONS, check_count
 from inference_core.priority import Priority
 from inference_core.tensors import Tensors, from_bytes, objects
 from protos import fleet_pb2 as pb
@@ -143,8 +144,7 @@ def _contents(request: pb.PutSampleRequest) -> tuple[str, tuple[Content, ...]]:
         return kind, (_content(request.tensor),)
     if kind == "features":
         tensors = request.features.tensors
-        if len(tensors) > _MAX_TENSORS:
-            raise InvalidInput(f"features: {len(tensors)} tensors, the limit is {_MAX_TENSORS}")
+        check_count("features", len(tensors), "tensors", _MAX_TENSORS)
         return f"features.{request.features.cut}", tuple(map(_content, tensors))
     raise InvalidInput("content: there is none")
 
@@ -152,6 +152,7 @@ def _contents(request: pb.PutSampleRequest) -> tuple[str, tuple[Content, ...]]:
 def _content(tensor: pb.Tensor) -> Content:
     if len(tensor.name) > _MAX_TEXT:
         raise InvalidInput(f"tensor: a name of {len(tensor.name)} characters, the limit is {_MAX_TEXT}")
+    check_count("tensor", len(tensor.shape), "dimensions", MAX_DIMENSIONS)
     return Content(tensor.name, tensor.datatype, tuple(tensor.shape), tensor.data)
 
 

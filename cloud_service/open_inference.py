@@ -21,9 +21,10 @@ from cloud_service.models import Models, Served
 from inference_core.body import Intake, read_question, single
 from inference_core.catalogue import Catalogue, only_ready
 from inference_core.classification import check_outputs, select
+from inference_core.content_encoding import deflate, inflated
 from inference_core.errors import Overloaded, TandemError, grpc_status, http_status, shortened
 from inference_core.priority import asked_priority
-from inference_core.rest import HEADER_LENGTH, InferRequest, deflate, inflated, parse, render
+from inference_core.rest import HEADER_LENGTH, InferRequest, parse, render
 from inference_core.tensors import Parameter
 from inference_core.unserved import PATHS
 

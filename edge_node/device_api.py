@@ -20,9 +20,9 @@ from edge_node.model_slot import LoadedModel, ModelSlots
 from edge_node.preferences import Wishes
 from edge_node.request import Ask
 from inference_core.body import Body, Intake
+from inference_core.content_encoding import inflated
 from inference_core.errors import InvalidInput
 from inference_core.preprocess import FORMATS
-from inference_core.rest import inflated
 from inference_core.tensors import from_bytes
 
 IMAGE_TYPES = frozenset({"image/jpeg", "image/png", "image/webp"})

@@ -27,7 +27,8 @@ from edge_node.open_inference_schema import (
 )
 from inference_core.body import Body, Intake, read_question
 from inference_core.catalogue import only_ready
-from inference_core.rest import HEADER_LENGTH, deflate, inflated, parse, render
+from inference_core.content_encoding import deflate, inflated
+from inference_core.rest import HEADER_LENGTH, parse, render
 from inference_core.unserved import PATHS
 
 _HEADER_LENGTH = HEADER_LENGTH.encode()

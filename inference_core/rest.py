@@ -1,12 +1,9 @@
 """The Open Inference Protocol's infer messages over REST: JSON, with tensors inside it or as bytes behind it.
 
-Bodies come and go as bytes; what a transport must know beside them are three headers: `Content-Encoding`,
-`Accept-Encoding`, and the length of the JSON part where tensors follow it.
+Bodies come and go as bytes; what a transport must know beside them is a header: the length of the JSON part
+where tensors follow it.
 """
 
-import asyncio
-import re
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,21 +14,25 @@ import simdjson
 from numpy.typing import NDArray
 
 from inference_core.classification import class_count
-from inference_core.errors import InvalidInput, TooLarge
-from inference_core.limits import MAX_DIMENSIONS, MAX_PARAMETERS, MAX_TENSORS, check_count
+from inference_core.errors import InvalidInput
+from inference_core.limits import MAX_DIMENSIONS, MAX_PARAMETERS, MAX_STRINGS, MAX_TENSORS, check_count
 from inference_core.tensor_json import from_json, to_json
-from inference_core.tensors import Parameter, Tensors, datatype_of, from_bytes, refuse_shared_memory, to_bytes
+from inference_core.tensors import (
+    Parameter,
+    Tensors,
+    datatype_of,
+    from_bytes,
+    refuse_shared_memory,
+    strings_in,
+    to_bytes,
+)
 
 HEADER_LENGTH = "inference-header-content-length"
 _MAX_DIGITS = 18  # Python refuses to read numbers of thousands of digits
-_WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": 32 + zlib.MAX_WBITS}
 _HINT = (
     "; NaN and Infinity are none, and where tensors follow it as bytes, Inference-Header-Content-Length "
     "says where it ends"
 )
-_NEVER = re.compile(r"q=0(\.0*)?")
-_WORTH = 1200  # bytes of an answer from which on compressing it can save a packet
-_FAST = 1  # the level for answers: the time of the others is the device's
 _MAX_FIELDS = 64  # the protocol has five
 _SMALL = 2048  # bytes of a JSON part that is worth remembering
 _PLAIN = (bool, int, float, str)
@@ -107,15 +108,21 @@ def _head(text: bytes | bytearray) -> _Head:
         name, own = _text(item, "name", where), _parameters(item, where)
         outputs[name] = _flag(own, "binary_data", where, default=binary)
         wanted[name] = class_count(name, own)
-    inputs = tuple(
-        _input(item, f"inputs.{at}.") for at, item in enumerate(_objects(message, "inputs", needed=True))
-    )
-    seen: set[str] = set()
-    for name in (one.name for one in inputs):
-        if name in seen:
-            raise InvalidInput(f"input {name!r} is given twice")
-        seen.add(name)
+    inputs = _inputs(_objects(message, "inputs", needed=True))
     return _Head(_text(message, "id", default=""), parameters, inputs, outputs, binary, wanted)
+
+
+def _inputs(items: list[simdjson.Object]) -> tuple[_Input, ...]:
+    inputs: dict[str, _Input] = {}
+    strings = 0
+    for at, item in enumerate(items):
+        made = _input(item, f"inputs.{at}.")
+        if made.name in inputs:
+            raise InvalidInput(f"input {made.name!r} is given twice")
+        inputs[made.name] = made
+        strings += 0 if made.array is None else strings_in(made.array)
+        check_count("inputs", strings, "strings", MAX_STRINGS)
+    return tuple(inputs.values())
 
 
 _known_head = lru_cache(maxsize=256)(_head)
@@ -148,17 +155,20 @@ def _input(item: simdjson.Object, where: str) -> _Input:
 
 def _tensors(inputs: tuple[_Input, ...], binary: memoryview) -> Tensors:
     tensors: Tensors = {}
-    at = 0
+    at = strings = 0
     for item in inputs:
-        if item.array is not None:
-            tensors[item.name] = item.array
-            continue
-        left = len(binary) - at
-        if item.size > left:
-            raise InvalidInput(f"input {item.name!r}: binary_data_size must be 0 to {left}, got {item.size}")
-        data = binary[at : at + item.size]
-        tensors[item.name] = from_bytes(item.name, item.datatype, item.shape, data)
-        at += item.size
+        array = item.array
+        if array is None:
+            left = len(binary) - at
+            if item.size > left:
+                words = f"binary_data_size must be 0 to {left}, got {item.size}"
+                raise InvalidInput(f"input {item.name!r}: {words}")
+            data = binary[at : at + item.size]
+            array = from_bytes(item.name, item.datatype, item.shape, data)
+            at += item.size
+        strings += strings_in(array)
+        check_count("inputs", strings, "strings", MAX_STRINGS)
+        tensors[item.name] = array
     if at != len(binary):
         raise InvalidInput(f"body: {len(binary) - at} bytes after the last binary input")
     return tensors
@@ -253,47 +263,3 @@ def render(
     }
     header = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     return (b"".join([header, *chunks]), len(header)) if chunks else (header, None)
-
-
-async def inflated(body: bytes | bytearray, encoding: str, limit: int) -> bytes | bytearray:
-    """`inflate` beside the event loop: a few kB may become all that `limit` allows, and others wait."""
-    return await asyncio.to_thread(inflate, body, encoding, limit) if encoding else body
-
-
-def inflate(body: bytes | bytearray, encoding: str, limit: int) -> bytes | bytearray:
-    """The body without its `Content-Encoding`.
-
-    Raises `InvalidInput` for an unknown or a broken one, `TooLarge` as soon as it grows over `limit` bytes.
-    """
-    encoding = encoding.strip().lower()
-    if encoding in ("", "identity"):
-        return body
-    if encoding not in _WINDOWS:
-        raise InvalidInput(f"Content-Encoding: {encoding!r} is not one of {', '.join(_WINDOWS)}, identity")
-    inflater = zlib.decompressobj(_WINDOWS[encoding])
-    try:
-        content = inflater.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise InvalidInput(f"body: is not {encoding}") from error
-    if len(content) > limit:
-        raise TooLarge(f"body: over the limit of {limit} bytes when decompressed")
-    if not inflater.eof:
-        raise InvalidInput(f"body: its {encoding} ends too early")
-    if inflater.unused_data:
-        raise InvalidInput(f"body: {len(inflater.unused_data)} bytes after the end of its {encoding}")
-    return content
-
-
-def deflate(body: bytes, accept: str) -> tuple[bytes, str | None]:
-    """The body as `Accept-Encoding` wants it, gzip before deflate, and the name of its encoding if any.
-
-    What fits into one packet stays as it is.
-    """
-    wanted = [part.partition(";") for part in accept.lower().split(",")] if accept else []
-    names = {name.strip() for name, _, quality in wanted if not _NEVER.fullmatch(quality.strip())}
-    for name in _WINDOWS if len(body) >= _WORTH else ():
-        if name in names:
-            window = _WINDOWS["gzip"] if name == "gzip" else zlib.MAX_WBITS
-            packer = zlib.compressobj(_FAST, zlib.DEFLATED, window)
-            return packer.compress(body) + packer.flush(), name
-    return body, None

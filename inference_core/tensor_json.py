@@ -4,20 +4,20 @@ Numbers go from the text into an array without ever being Python objects: simdjs
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import simdjson
 from numpy.typing import NDArray
 
 from inference_core.errors import InvalidInput
-from inference_core.limits import MAX_STRINGS, check_count
+from inference_core.limits import MAX_LISTS, MAX_STRINGS, check_count
 from inference_core.tensors import count_of, datatype_of, dtype_of, objects
 
 MAX_DEPTH = 16
+_T = TypeVar("_T", bool, str)
 _COUNTED = 0xFFFFFF  # simdjson counts the elements of an array so far
-_JSON_TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
 # simdjson's letters for what an array of it can be copied into: doubles, and 64-bit integers with and
 # without a sign.
 _BUFFERS: dict[str, tuple[Literal["d", "i", "u"], type[np.generic]]] = {
@@ -41,11 +41,11 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> N
         raise InvalidInput(f"tensor {name!r}: data must be a list")
     if datatype == "BYTES":
         check_count(f"tensor {name!r}", count, "strings", MAX_STRINGS)
-        array = _strings(name, data, count)
-    elif dtype.kind not in _BUFFERS:
-        array = _numbers(name, datatype, dtype, data.as_list())
-    else:
+        array = objects([item.encode() for item in _values(name, datatype, data, count, str)])
+    elif dtype.kind in _BUFFERS:
         array = _copied(name, datatype, dtype, data)
+    else:
+        array = np.array(_values(name, datatype, data, count, bool), dtype)
     if array.size != count:
         raise InvalidInput(f"tensor {name!r}: shape {list(shape)} is {count} elements, got {array.size}")
     return array.reshape(shape)
@@ -67,8 +67,10 @@ def _copied(name: str, datatype: str, dtype: np.dtype[Any], data: simdjson.Array
         raise InvalidInput(f"tensor {name!r}: data does not fit datatype {datatype}") from error
     except ValueError as error:
         raise InvalidInput(f"tensor {name!r}: a value is out of the range of {datatype}") from error
-    if min(values.size, _COUNTED) != len(data):  # lists inside were taken apart: are they of one length?
-        return _numbers(name, datatype, dtype, data.as_list())
+    leaves = _leaves(name, data)
+    # Lists among the values have been taken apart: one of a single value cannot be told from the value.
+    if len(leaves[0]) < _COUNTED and values.size != len(leaves) * len(leaves[0]):
+        raise InvalidInput(f"tensor {name!r}: data is ragged")
     if dtype.kind == "f":
         return _finite(name, datatype, _narrowed(values, dtype))
     limits = np.iinfo(dtype)
@@ -88,47 +90,35 @@ def _finite(name: str, datatype: str, array: NDArray[Any]) -> NDArray[Any]:
     return array
 
 
-def _strings(name: str, data: simdjson.Array, count: int) -> NDArray[Any]:
-    strings = list(itertools.islice(_encoded(name, data), count + 1))
-    if len(strings) > count:  # who knows how many more: they are not looked at
-        raise InvalidInput(f"tensor {name!r}: its shape is {count} elements, got more")
-    return objects(strings)
+def _values(name: str, datatype: str, data: simdjson.Array, count: int, kind: type[_T]) -> list[_T]:
+    """The values of a type that simdjson does not copy by itself; one too many where there are more."""
+    values: list[_T] = []
+    for value in itertools.chain.from_iterable(_leaves(name, data)):
+        if type(value) is not kind:
+            words = (
+                "BYTES data must be strings in JSON"
+                if kind is str
+                else f"data does not fit datatype {datatype}"
+            )
+            raise InvalidInput(f"tensor {name!r}: {words}")
+        values.append(value)
+        if len(values) > count:  # who knows how many more: they are not looked at
+            raise InvalidInput(f"tensor {name!r}: its shape is {count} elements, got more")
+    return values
 
 
-def _encoded(name: str, data: simdjson.Array, depth: int = 1) -> Iterator[bytes]:
-    if depth > MAX_DEPTH:
-        raise InvalidInput(f"tensor {name!r}: data is nested more than {MAX_DEPTH} deep")
-    lists = None
-    for item in data:
-        if lists is None:
-            lists = isinstance(item, simdjson.Array)
-        if lists and isinstance(item, simdjson.Array):
-            yield from _encoded(name, item, depth + 1)
-        elif not lists and isinstance(item, str):
-            yield item.encode()
-        else:
-            raise InvalidInput(f"tensor {name!r}: BYTES data must be strings in JSON")
-
-
-def _numbers(name: str, datatype: str, dtype: np.dtype[Any], data: list[Any]) -> NDArray[Any]:
-    # Before NumPy sees them: it would make numbers of strings, and room for the longest of them each.
-    types = {kind for row in _rows(name, data) for kind in set(map(type, row))}
-    if not types <= _JSON_TYPES[dtype.kind]:
-        raise InvalidInput(f"tensor {name!r}: data does not fit datatype {datatype}")
-    try:
-        with np.errstate(over="ignore"):
-            array = np.array(data, dtype)
-    except (ValueError, OverflowError) as error:
-        raise InvalidInput(f"tensor {name!r}: data is ragged or out of the range of {datatype}") from error
-    return _finite(name, datatype, array) if dtype.kind == "f" else array
-
-
-def _rows(name: str, data: list[Any], depth: int = 1) -> Iterable[list[Any]]:
-    """The lists inside `data` that hold the values; a list among values counts as a value."""
-    if depth > MAX_DEPTH:
-        raise InvalidInput(f"tensor {name!r}: data is nested more than {MAX_DEPTH} deep")
-    if data and all(isinstance(item, list) for item in data):
-        for item in data:
-            yield from _rows(name, item, depth + 1)
-    else:
-        yield data
+def _leaves(name: str, data: simdjson.Array) -> list[simdjson.Array]:
+    """The lists that hold the values of a list, flat or of lists of one length; what is in them is not
+    looked at. Raises `InvalidInput` for lists of several lengths and for too many of them."""
+    level = [data]
+    for _ in range(MAX_DEPTH):
+        if any(len(items) != len(level[0]) for items in level):
+            raise InvalidInput(f"tensor {name!r}: data is ragged")
+        if not isinstance(next(iter(level[0]), None), simdjson.Array):
+            return level
+        size = len(level) * len(level[0])
+        check_count(f"tensor {name!r}: data", size, "lists", MAX_LISTS)
+        level = [item for items in level for item in items if isinstance(item, simdjson.Array)]
+        if len(level) != size:
+            raise InvalidInput(f"tensor {name!r}: data is ragged")
+    raise InvalidInput(f"tensor {name!r}: data is nested more than {MAX_DEPTH} deep")

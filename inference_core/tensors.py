@@ -181,17 +181,28 @@ def _tensors(metadata: Sequence[Any], raw: Sequence[bytes], what: str) -> Tensor
         raise InvalidInput(f"{len(metadata)} {what}s but {len(raw)} raw {what} contents")
     check_count(f"{what}s", len(metadata), "tensors", MAX_TENSORS)
     tensors: Tensors = {}
+    strings = 0
     for at, item in enumerate(metadata):
-        name, shape = item.name, tuple(item.shape)
+        name = item.name
+        check_count(f"tensor {name!r}", len(item.shape), "dimensions", MAX_DIMENSIONS)
+        shape = tuple(item.shape)
         if name in tensors:
             raise InvalidInput(f"{what} {name!r} is given twice")
         if item.parameters:
+            check_count(f"{what} {name!r}: parameters", len(item.parameters), "of them", MAX_PARAMETERS)
             refuse_shared_memory(f"{what} {name!r}", item.parameters)
         if raw:
             tensors[name] = from_bytes(name, item.datatype, shape, raw[at])
         else:
             tensors[name] = _from_contents(name, item.datatype, shape, item.contents)
+        strings += strings_in(tensors[name])
+        check_count(f"{what}s", strings, "strings", MAX_STRINGS)
     return tensors
+
+
+def strings_in(array: NDArray[Any]) -> int:
+    """How many strings a tensor of BYTES holds; 0 for any other."""
+    return array.size if array.dtype == object else 0
 
 
 def _from_contents(name: str, datatype: str, shape: Sequence[int], contents: Any) -> NDArray[Any]:

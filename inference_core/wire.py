@@ -17,15 +17,16 @@ from inference_core.limits import MAX_STRINGS
 MAX_FIELDS = MAX_STRINGS + 1024  # a string is a field; counting one takes most of a microsecond
 SMALL = 1 << 13  # bytes of a message that cannot hold as many
 _LONGEST, _MORE = 10, 0x80  # bytes of a number, and the bit that says that another one comes
+_LARGEST, _LARGEST_TAG = (1 << 64) - 1, (1 << 32) - 1
 _Kind = Any  # a descriptor: of Python's or of C's, which have no class in common
 _M = TypeVar("_M", bound=Message)
 
 
 def parse(kind: type[_M], data: bytes) -> _M:
     """The message of this kind in `data`; `InvalidInput` when it is none or has over `MAX_FIELDS` fields."""
-    if len(data) > SMALL and _left(kind.DESCRIPTOR, data, 0, len(data), MAX_FIELDS) < 0:
-        raise InvalidInput(f"message: more than {MAX_FIELDS} fields, that is the limit")
     try:
+        if len(data) > SMALL and _left(kind.DESCRIPTOR, data, 0, len(data), MAX_FIELDS) < 0:
+            raise InvalidInput(f"message: more than {MAX_FIELDS} fields, that is the limit")
         return kind.FromString(data)
     except DecodeError as error:
         raise InvalidInput(f"message: no {kind.DESCRIPTOR.name}, or a text in it is not UTF-8") from error
@@ -33,8 +34,9 @@ def parse(kind: type[_M], data: bytes) -> _M:
 
 def _left(kind: _Kind, data: bytes, at: int, end: int, most: int) -> int:
     """How many of `most` fields are left after those in `data[at:end]` and in the messages inside; negative
-    for too many. What is not encoded as it should be ends the count: nobody will take it apart."""
-    nested = _nested(kind)
+    for too many. Raises `DecodeError` for what is no message: nothing is read here in another way than where
+    it is taken apart."""
+    nested, groups = _nested(kind), 0
     while at < end and most >= 0:
         tag, at = (data[at], at + 1) if data[at] < _MORE else _varint(data, at)
         most -= 1
@@ -45,12 +47,20 @@ def _left(kind: _Kind, data: bytes, at: int, end: int, most: int) -> int:
                 at += 8
             case 2:
                 size, at = _varint(data, at)
-                inner = nested.get(tag >> 3)
-                if inner is not None:
-                    most = _left(inner, data, at, min(at + size, end), most)
+                inner = None if groups else nested.get(tag >> 3)
+                if inner is not None and at + size <= end:
+                    most = _left(inner, data, at, at + size, most)
                 at += size
+            case 3:  # what is in a group is nobody's here
+                groups += 1
+            case 4:
+                groups -= 1
             case 5:
                 at += 4
+            case _:
+                raise DecodeError("a field of no type")
+        if at > end or tag > _LARGEST_TAG or groups < 0:
+            raise DecodeError("a field that ends nowhere")
     return most
 
 
@@ -60,12 +70,12 @@ def _nested(kind: _Kind) -> Mapping[int, _Kind]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at `at` and where it ends; the end of the data when it is cut off or never ends."""
+    """The number at `at`, of 64 bits, and where it ends."""
     value = shift = 0
     for here in range(at, min(at + _LONGEST, len(data))):
         byte = data[here]
         value |= (byte & 0x7F) << shift
         if byte < _MORE:
-            return value, here + 1
+            return value & _LARGEST, here + 1
         shift += 7
-    return value, len(data)
+    raise DecodeError("a number that ends nowhere")

@@ -2,8 +2,11 @@
 
 from benchmarks.parsing import measure, requests
 
-SIZE = 1 << 18
+SIZE = 1 << 19
 REFUSED = {
+    "JSON: lists of one": "lists, the limit is 65536",
+    "JSON: lists of two": "lists, the limit is 65536",
+    "JSON: lists of nothing": "lists, the limit is 65536",
     "JSON: strings": "strings, the limit is 4096",
     "JSON: parameters": "of them, the limit is 64",
     "JSON: tensors": "tensors, the limit is 256",

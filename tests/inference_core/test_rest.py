@@ -1,10 +1,7 @@
 """The infer messages over REST: bodies into requests, outputs into bodies, and what cannot be read."""
 
-import gzip
 import json
 import math
-import tracemalloc
-import zlib
 from random import Random
 from typing import Any
 
@@ -15,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from inference_core.errors import InvalidInput, TooLarge
-from inference_core.rest import InferRequest, deflate, inflate, parse, render
+from inference_core.errors import InvalidInput
+from inference_core.rest import InferRequest, parse, render
 from inference_core.tensors import DATATYPES, from_bytes, to_bytes
 
 X: NDArray[Any] = np.array([[1.5, -2.0]], np.float32)
@@ -170,82 +167,6 @@ def test_outputs_as_json_alone() -> None:
     assert (texts["datatype"], texts["data"]) == ("BYTES", ["a:0:red", "\ufffd"])
 
 
-@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
-def test_compression(encoding: str, pack: Any) -> None:
-    content = b"tandem" * 1000
-    assert inflate(pack(content), encoding, len(content)) == content
-    assert inflate(pack(content), f" {encoding.upper()} ", len(content)) == content
-    with pytest.raises(TooLarge, match=f"over the limit of {len(content) - 1} bytes when decompressed"):
-        inflate(pack(content), encoding, len(content) - 1)
-    with pytest.raises(InvalidInput, match=f"body: is not {encoding}"):
-        inflate(b"hello", encoding, 100)
-    with pytest.raises(InvalidInput, match=f"body: its {encoding} ends too early"):
-        inflate(pack(content)[:-4], encoding, len(content))
-    with pytest.raises(InvalidInput, match=f"body: 4 bytes after the end of its {encoding}"):
-        inflate(pack(content) + b"more", encoding, len(content))
-    packed, name = deflate(content, encoding)
-    assert name == encoding
-    assert len(packed) < len(content) / 10
-    assert inflate(packed, encoding, len(content)) == content
-
-
-def test_encodings_that_are_not_known() -> None:
-    assert inflate(b"x", "", 1) == b"x"
-    assert inflate(b"x", "identity", 1) == b"x"
-    with pytest.raises(InvalidInput, match="Content-Encoding: 'br' is not one of gzip, deflate, identity"):
-        inflate(b"x", "br", 1)
-
-
-@pytest.mark.parametrize(
-    ("accept", "name"),
-    [
-        ("", None),
-        ("identity", None),
-        ("br", None),
-        ("gzip", "gzip"),
-        ("deflate, gzip", "gzip"),
-        ("br;q=1.0, Deflate;q=0.5", "deflate"),
-        ("gzip;q=0, deflate", "deflate"),
-        ("gzip;q=0.0", None),
-        ("gzip; q=0.000", None),
-        ("GZIP ;Q=0,deflate;q=0", None),
-        ("gzip;q=0.001", "gzip"),
-        ("identity;q=0, deflate;q=0.5", "deflate"),
-        ("xgzip, gzipx", None),
-        (",;,=", None),
-    ],
-)
-def test_what_is_accepted(accept: str, name: str | None) -> None:
-    assert deflate(b"tandem" * 1000, accept)[1] == name
-    assert deflate(b"tandem", accept) == (b"tandem", None)  # not worth it
-
-
-def test_from_which_size_on_answers_are_compressed() -> None:
-    small, large = b"x" * 1199, b"x" * 1200
-    assert deflate(small, "gzip") == (small, None)
-    packed, name = deflate(large, "gzip")
-    assert (name, gzip.decompress(packed)) == ("gzip", large)
-
-
-@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-@given(content=st.binary(max_size=64).map(lambda part: part * 100))
-def test_what_was_compressed_comes_back(encoding: str, content: bytes) -> None:
-    packed, name = deflate(content, encoding)
-    assert (name is None) == (len(content) < 1200)
-    assert inflate(packed, name or "", len(content)) == content
-
-
-def test_a_small_body_that_grows_is_stopped_at_the_limit() -> None:
-    bomb = gzip.compress(bytes(50_000_000))
-    tracemalloc.start()
-    try:
-        with pytest.raises(TooLarge, match="over the limit of 1000 bytes when decompressed"):
-            inflate(bomb, "gzip", 1000)
-        assert tracemalloc.get_traced_memory()[1] < 1_000_000
-    finally:
-        tracemalloc.stop()
-
-
 # ---- requests there and back
 
 
@@ -380,6 +301,10 @@ def strings(data: list[Any], **changes: Any) -> bytes:
     return body({"name": "s", "datatype": "BYTES", "shape": [len(data)], "data": data} | changes)
 
 
+def numbers(data: list[Any], datatype: str = "FP32") -> bytes:
+    return body({"name": "n", "datatype": datatype, "shape": [2], "data": data})
+
+
 MANY = [f"n{number}" for number in range(1000)]
 
 
@@ -424,8 +349,19 @@ MANY = [f"n{number}" for number in range(1000)]
         (strings(["a"] * 4097), "tensor 's': 4097 strings, the limit is 4096"),
         (strings(["a"] * 4097, shape=[1]), "tensor 's': its shape is 1 elements, got more"),
         (strings(["a", ["b"]]), "tensor 's': BYTES data must be strings in JSON"),
-        (strings([["a"], "b"]), "tensor 's': BYTES data must be strings in JSON"),
-        (strings([["a"], [["b"], 1]], shape=[3]), "tensor 's': BYTES data must be strings in JSON"),
+        (strings([["a"], "b"]), "tensor 's': data is ragged"),
+        (strings([["a"], [["b"], 1]], shape=[3]), "tensor 's': data is ragged"),
+        (strings([[["a"]], [[1]]], shape=[2]), "tensor 's': BYTES data must be strings in JSON"),
+        (strings([[]] * 70_000, shape=[0]), "tensor 's': data: 70000 lists, the limit is 65536"),
+        (numbers([[1, 1]] * 70_000), "tensor 'n': data: 70000 lists, the limit is 65536"),
+        (numbers([[1, 1], [1]]), "tensor 'n': data is ragged"),
+        (numbers([[1, 1], [1, [1, 1]]]), "tensor 'n': data is ragged"),
+        (numbers([1, [1, 1]]), "tensor 'n': data is ragged"),
+        (numbers([1, []]), "tensor 'n': data is ragged"),
+        (numbers([[1, 1], 1, 1]), "tensor 'n': data is ragged"),
+        (numbers([[True], [[True]]], datatype="BOOL"), "tensor 'n': data does not fit datatype BOOL"),
+        (numbers([True, [True]], datatype="BOOL"), "tensor 'n': data does not fit datatype BOOL"),
+        (numbers([[[[1]] * 300] * 300]), "tensor 'n': data: 90000 lists, the limit is 65536"),
         (binary(shape=[1 << 40, 1 << 40]), "is over 281474976710656 elements"),
         (binary(shape=[1, 3]), "tensor 'x': FP32[1, 3] is 12 bytes, got 8"),
         (

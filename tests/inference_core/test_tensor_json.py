@@ -94,12 +94,25 @@ def test_json_floats_do_not_become_infinities(datatype: str, value: float) -> No
         ("FP32", [1.5, False]),
         ("BOOL", [0]),
         ("BOOL", [True, 1]),
-        ("FP32", [1, [2, 3]]),
     ],
 )
 def test_json_values_of_another_type_are_refused(datatype: str, data: list[Any]) -> None:
     with pytest.raises(InvalidInput, match=f"fit datatype {datatype}"):
         read(datatype, [len(data)], data)
+
+
+@pytest.mark.parametrize(
+    ("shape", "data"), [([3], [1, [2, 3]]), ([2], [1, []]), ([4], [[1, 2], [3]]), ([2], [[[1]], [2]])]
+)
+@pytest.mark.parametrize("datatype", ["FP32", "INT64", "UINT8"])
+def test_ragged_lists_are_refused(datatype: str, shape: list[int], data: list[Any]) -> None:
+    with pytest.raises(InvalidInput, match="data is ragged"):
+        read(datatype, shape, data)
+
+
+def test_a_number_may_stand_in_a_list_of_its_own() -> None:
+    """To find that out, every number would have to become an object."""
+    assert read("FP32", [3], [1, [2], 3]).tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("value", [1, 1.5, None, True, {"a": 1}])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -93,6 +94,55 @@ def test_nonsense_is_refused_at_once(make: Callable[[random.Random], bytes]) -> 
     with pytest.raises(InvalidInput):
         parse(Request, data)
     assert time.process_time() - began < 1.0  # it takes some milliseconds, and would take minutes
+
+
+def overlong(number: int) -> bytes:
+    """A number in ten bytes, of which protobuf looks at 64 bits."""
+    digits = [number >> 7 * at & 0x7F for at in range(10)]
+    return bytes([*(digit | 0x80 for digit in digits[:-1]), digits[-1]])
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"\x0a" + overlong(1 << 64),
+        b"\x0a" + overlong(0),
+        b"\x0a" + overlong(3) + b"abc",
+        overlong(10) + b"\x01a",
+        overlong((1 << 35) + 10) + b"\x01a",
+        b"\x08" + overlong((1 << 70) - 1),
+        b"\x0b\x2a\x7f\x0c",
+        b"\x0b\x0c",
+        b"\x0c",
+        b"\x0e",
+        b"\x3a\xff\xff\xff\xff\x0f",
+        b"\x3a" + overlong((1 << 64) - 8),
+        b"\x09" + bytes(8),
+        b"\x0d" + bytes(4),
+    ],
+    ids=bytes.hex,
+)
+def test_nothing_hides_what_comes_after_it(before: bytes) -> None:
+    """Whatever protobuf makes of these bytes, no more than the limit of fields is ever taken apart."""
+    many = before + b"\x2a\x00" * (MAX_FIELDS + 1) + within(7, bytes(SMALL))
+    with pytest.raises(InvalidInput):
+        parse(Request, many)
+    few = before + b"\x2a\x00" * 100 + within(7, bytes(SMALL))
+    try:
+        expected = Request.FromString(few)
+    except DecodeError:
+        expected = None
+    try:
+        found = parse(Request, few)
+    except InvalidInput:
+        found = None
+    assert found is None or found == expected
+
+
+def test_what_is_in_a_group_is_nobodys() -> None:
+    """Of a field that nobody knows: its inner fields have numbers of their own."""
+    data = b"\x63" + b"\x2a\x01\xff" + b"\x64" + within(7, bytes(SMALL))
+    assert len(parse(Request, data).raw_input_contents) == 1
 
 
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=8), st.randoms(use_true_random=False))
