@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from inference_core.errors import CloudUnavailable
 from inference_core.manifest import TensorInfo
 from inference_core.tensors import Parameter, Tensors
 
@@ -67,3 +68,12 @@ class Cloud(Protocol):
 
     async def infer(self, query: Query, timeout_s: float) -> CloudAnswer:
         """The cloud's answer within `timeout_s` seconds, else `CloudUnavailable`."""
+
+
+def can_be_asked(cloud: Cloud, seconds: float) -> bool:
+    """Whether the cloud may be asked by a request with so much time."""
+    try:
+        cloud.check(seconds)
+    except CloudUnavailable:
+        return False
+    return True

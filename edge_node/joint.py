@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edge_node import policy
 from edge_node.admission import Admission, Place
-from edge_node.cloud import Cloud, CloudAnswer, Query
+from edge_node.cloud import Cloud, CloudAnswer, Query, can_be_asked
 from edge_node.keeper import Keeper
 from edge_node.link import Link
 from edge_node.metrics import Metrics
@@ -134,11 +134,7 @@ class JointInference:
         mode = ask.wants.mode or ask.model.defaults.mode
         if self._cloud is None or mode is not Mode.CLOUD or not policy.may_leave(self._privacy, Route.INPUT):
             return False
-        try:
-            self._cloud.check(ask.wants_ms / 1000)
-        except CloudUnavailable:
-            return False
-        return True
+        return can_be_asked(self._cloud, ask.wants_ms / 1000)
 
     async def _together(self, asks: Sequence[Ask], place: Place) -> list[Answer]:
         try:
@@ -160,10 +156,12 @@ class JointInference:
         tensor = await self._tensor(request)
         seen = None
         if self._edge_first(request):
+            request.patience = self._patience(request)
             try:
                 seen = await self._run_edge(request, tensor)
             except (ModelError, NotReady) as error:
                 return await self._instead(request, tensor, error)
+            request.patience = request.deadline
         decision = policy.decide(
             request.mode, seen.confidence if seen else None, request.threshold, request.budget(seen),
             has_cloud=self._cloud is not None, privacy=self._privacy,
@@ -197,8 +195,9 @@ class JointInference:
 
     def _patience(self, request: Request) -> float:
         """Until when a run that does not end is waited for: half of the time where the cloud can stand in."""
-        alone = "cloud" in request.timings_ms or self._stand_in(request) is None
-        return request.deadline if alone else (time.monotonic() + request.deadline) / 2
+        now, cloud = time.monotonic(), self._stand_in(request)
+        alone = cloud is None or not can_be_asked(cloud, (request.deadline - now) / 2)
+        return request.deadline if alone else (now + request.deadline) / 2
 
     def _edge_first(self, request: Request) -> bool:
         if request.mode is Mode.AUTO:
@@ -237,7 +236,7 @@ class JointInference:
             priority=request.priority,
             # Who has waited for the cloud in vain has waited enough.
             at_once="cloud" in request.timings_ms,
-            patience=self._patience(request),
+            patience=request.patience,
         )
         request.took(stage, run.seconds)
         if run.queue_s:

@@ -49,10 +49,11 @@ class Ask:
 class Request:
     """An ask with every open question settled, and what has become of it so far.
 
-    A run here that would end after `due` is not begun once it has waited; `margin_s` is what an answer in
-    hand may take until it is sent. `timings_ms` are the milliseconds of each stage. `way` is what went up,
-    and `made_s` the seconds that it took to make; in mode `auto` it was expected to end `predicted_ms` after
-    the arrival, and `prospects_ms` says the same of every way there was.
+    A run here that would end after `due` is not begun once it has waited, and one that takes far too long is
+    not waited for after `patience`; `margin_s` is what an answer in hand may take until it is sent.
+    `timings_ms` are the milliseconds of each stage. `way` is what went up, and `made_s` the seconds that it
+    took to make; in mode `auto` it was expected to end `predicted_ms` after the arrival, and `prospects_ms`
+    says the same of every way there was.
     """
 
     ask: Ask
@@ -65,6 +66,7 @@ class Request:
     priority: Priority = Priority.NORMAL
     due: float = math.inf
     margin_s: float = 0.0
+    patience: float = math.inf
     timings_ms: dict[str, float] = field(default_factory=dict)
     way: Way | None = None
     made_s: float = 0.0
@@ -97,6 +99,7 @@ def settle(ask: Ask, due: float = math.inf, margin_s: float = 0.0) -> Request:
     threshold = defaults.threshold if wants.threshold is None else wants.threshold
     if mode is None or deadline_ms is None or threshold is None:
         raise RuntimeError(f"the settings of model {model.name!r} are not complete")
+    deadline = ask.arrived + deadline_ms / 1000
     return Request(
         ask,
         ask.id or token_hex(16),
@@ -104,10 +107,11 @@ def settle(ask: Ask, due: float = math.inf, margin_s: float = 0.0) -> Request:
         mode,
         policy.check_mode(mode, cut, model.cuts),
         threshold,
-        ask.arrived + deadline_ms / 1000,
+        deadline,
         priority_of(ask),
         due,
         margin_s,
+        deadline,
     )
 
 

@@ -35,8 +35,8 @@ class Runner:
         self._clock = clock
         self._inline: Line[Waiting] = Line()
         self._pooled: Line[Waiting] = Line()
-        # Of each run on the pool: when it is expected to end.
-        self._ends: dict[asyncio.Future[tuple[float, Tensors, float]], float] = {}
+        # Of each run on the pool: when it is expected to end, and from when on nobody knows.
+        self._ends: dict[asyncio.Future[tuple[float, Tensors, float]], tuple[float, float]] = {}
         # Of this turn of the loop: the seconds that runs took, how many arrived, whether its end is seen to;
         # and how many arrived in the last turn in which anybody did.
         self._spent_s = 0.0
@@ -59,12 +59,12 @@ class Runner:
             return self._inline.ahead(priority) if self._inline else 0.0
         if not self._pooled and len(self._ends) < self._workers:
             return 0.0
-        return (self._pooled.ahead(priority) + self._left_s()) / self._workers
+        return self._pool_s(self._pooled.ahead(priority))
 
     @property
     def drain_s(self) -> float:
         """The seconds until everyone who waits now has had a run."""
-        return self._inline.work + (self._pooled.work + self._left_s()) / self._workers
+        return self._inline.work + self._pool_s(self._pooled.work)
 
     def displace(self, priority: Priority) -> bool:
         """Refuse one of a lower class, the newest of the least that waits; False where there is none."""
@@ -99,11 +99,12 @@ class Runner:
         if not model.inline:
             waiting = self._line_up(self._pooled, model, inputs, deadline, priority, at_once)
             waiting.patience = patience
-            self._fill_pool()
-            if waiting.timer is None and not waiting.future.done():
-                usual_s = model.cost.seconds(1) or 0.0
-                waiting.set_timer(deadline - usual_s / 2 - self._clock(), self._expire)
-            return await waiting.future
+            self._arm(waiting)
+            try:
+                self._fill_pool()
+                return await waiting.future
+            finally:
+                waiting.stop_timer()
         self._arrived += 1
         if not self._turn_ends:
             self._turn_ends = True
@@ -131,11 +132,15 @@ class Runner:
         line.add(waiting, at_once=at_once)
         return waiting
 
-    def _left_s(self) -> float:
-        """The seconds that runs on the pool are expected to take still, all together: those that should have
-        ended by now as long again as they are late."""
+    def _pool_s(self, work: float) -> float:
+        """The seconds until the pool has done what is under way and so much `work`, by the workers whose runs
+        end. Where none does, the first is taken to be as late again as it is."""
         now = self._clock()
-        return sum(abs(end - now) for end in self._ends.values())
+        left = [max(end - now, 0.0) for end, unknown in self._ends.values() if now < unknown]
+        able = self._workers - len(self._ends) + len(left)
+        if able:
+            return (work + sum(left)) / able
+        return work / self._workers + min(now - end for end, _ in self._ends.values())
 
     def _end_turn(self) -> None:
         """Begin the next turn's runs with those who wait; what then is left of the turn is for who comes."""
@@ -162,11 +167,12 @@ class Runner:
             except RuntimeError:  # the pool has been shut down: nobody else will be answered either
                 fail(batch, NotReady(_STOPPING))
                 continue
-            now, expected_s = self._clock(), batch[0].model.cost.seconds(len(batch)) or 0.0
-            self._ends[job] = now + expected_s
+            now, expected_s = self._clock(), batch[0].model.cost.seconds(len(batch))
+            longest_s = math.inf if expected_s is None else OVERDUE * expected_s
+            self._ends[job] = now + (expected_s or 0.0), now + longest_s
             job.add_done_callback(partial(self._ended, batch))
             for waiting in batch:
-                waiting.set_timer(max(waiting.patience - now, OVERDUE * expected_s), _give_up)
+                waiting.set_timer(max(waiting.patience - now, OVERDUE * (expected_s or 0.0)), _give_up)
 
     def _attempt(self, batch: list[Waiting]) -> tuple[float, Tensors, float]:
         model, samples, started = batch[0].model, len(batch), self._clock()
@@ -195,6 +201,8 @@ class Runner:
         for waiting in batch:
             waiting.alone = True
             line.add(waiting, at_once=True)
+            if line is self._pooled:
+                self._arm(waiting)
 
     def _take(self, line: Line[Waiting]) -> list[Waiting]:
         """The next who can still be in time, and as many of the same model as share the run with it."""
@@ -216,12 +224,16 @@ class Runner:
         line.take(batch)
         return batch
 
-    def _expire(self, waiting: Waiting) -> None:
+    def _arm(self, waiting: Waiting) -> None:
         """Nobody waits past the deadline for a run to begin: those before may not end for long."""
-        now = self._clock()
-        if not waiting.future.done() and waiting.has_become_late(now):
+        usual_s = waiting.model.cost.seconds(1) or 0.0
+        late = waiting.deadline - (usual_s / 2 if waiting.since + usual_s <= waiting.deadline else 0.0)
+        waiting.set_timer(late - self._clock(), self._expire)
+
+    def _expire(self, waiting: Waiting) -> None:
+        if not waiting.future.done():
             self._pooled.leave([waiting])
-            fail([waiting], self._too_late(waiting, now))
+            fail([waiting], self._too_late(waiting, self._clock()))
 
     def _too_late(self, waiting: Waiting, now: float) -> Overloaded:
         words = f"waited {now - waiting.since:.3f} s for a run, and would be late"

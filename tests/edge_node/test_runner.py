@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import threading
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from edge_node.runner import Runner
-from edge_node.waiting import Run, Timed
+from edge_node.waiting import Run, Timed, Waiting
 from inference_core.batch_cost import BatchCost
 from inference_core.engine import Engine
 from inference_core.errors import InvalidInput, ModelError, NotReady, Overloaded
@@ -763,15 +765,64 @@ async def test_nobody_waits_past_the_deadline_for_a_run_to_begin() -> None:
         assert await values([first, early]) == [0.5, 0.25]
 
 
-async def test_what_is_late_is_taken_to_be_as_late_again() -> None:
+async def test_a_run_that_does_not_end_is_taken_to_be_as_late_again() -> None:
     async with rig(held=True) as r:
         model = Model(r.machine, inline=False, max_batch=1, cost=alone)
         task = await r.busy(model)
-        assert r.runner.wait_s(model.timed, NORMAL) == 2
-        r.machine.now += 7
-        assert r.runner.wait_s(model.timed, NORMAL) == r.runner.drain_s == 5
+        waits = []
+        for seconds in (0, 7, 13):
+            r.machine.now += seconds
+            assert r.runner.wait_s(model.timed, NORMAL) == r.runner.drain_s
+            waits.append(r.runner.drain_s)
+        assert waits == [2, 0, 18]
         r.machine.let()
         assert await value_of(task) == 0.5
+
+
+async def test_a_run_that_does_not_end_costs_one_worker_and_no_more() -> None:
+    async with rig(workers=2, held=True) as r:
+        model = Model(r.machine, inline=False, max_batch=1, cost=alone)
+        tasks = [await r.busy(model)]
+        r.machine.now += 100
+        tasks.append(await r.busy(model))
+        tasks.append(r.ask(model, 0.25))
+        await r.waiting(1)
+        assert r.runner.wait_s(model.timed, NORMAL) == 2 + 2
+        r.machine.let(3)
+        await values(tasks)
+
+
+async def test_a_run_without_patience_is_not_taken_for_one_that_waits() -> None:
+    """It has a deadline by which it was to begin, and has begun."""
+    async with rig(held=True) as r:
+        model = Model(r.machine, inline=False, cost=quick)
+        task = r.ask(model, 0.25, deadline=0.02)
+        await r.machine.began()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(task), 0.1)
+        r.machine.let()
+        assert await value_of(task) == 0.25
+
+
+async def test_who_hangs_up_leaves_nothing_behind() -> None:
+    async with rig(held=True) as r:
+        model = Model(r.machine, inline=False, max_batch=1, cost=quick)
+        first = await r.busy(model)
+        gone = [r.ask(model, 0.125, deadline=3600.0, patience=3600.0) for _ in range(3)]
+        await r.waiting(3)
+        waiting = [one for one in gc.get_objects() if isinstance(one, Waiting)]
+        arrays = [one.inputs["x"] for one in waiting if one.model is model.timed]
+        inputs = [weakref.ref(array) for array in arrays if array[0, 0] == 0.125]
+        assert len(inputs) == 3
+        for task in gone:
+            task.cancel()
+        await asyncio.wait(gone)
+        r.machine.let()
+        assert await value_of(first) == 0.5
+        gone.clear()
+        del task, waiting, arrays
+        gc.collect()
+        assert [ref() for ref in inputs] == [None] * 3
 
 
 # ---- the end
