@@ -16,7 +16,7 @@ from edge_node.envelope import envelope
 from edge_node.reply import failure, parsed, refusal, usable
 from edge_node.stream import STREAM_INFER, Stream, StreamEnded
 from inference_core.errors import CloudRefused, CloudUnavailable, CloudUnreachable
-from inference_core.tensors import get_parameters, to_request
+from inference_core.tensors import to_request
 from protos import open_inference_pb2 as oip
 
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -189,11 +189,11 @@ def _answer(
     response: oip.ModelInferResponse, query: Query, bytes_up: int, bytes_down: int, seconds: float
 ) -> CloudAnswer:
     try:
-        logits = usable(response, query)
+        logits, parameters = usable(response, query)
     except CloudUnavailable as error:
         error.bytes_up = bytes_up
         raise
-    return CloudAnswer(logits, get_parameters(response.parameters), bytes_up, bytes_down, seconds)
+    return CloudAnswer(logits, parameters, bytes_up, bytes_down, seconds)
 
 
 def _padding(size: int) -> bytes:

@@ -15,7 +15,7 @@ from inference_core.errors import (
     DeadlineExceeded,
     InvalidInput,
 )
-from inference_core.tensors import DATATYPES, from_response
+from inference_core.tensors import DATATYPES, Parameter, from_response, get_parameters
 from inference_core.wire import parse
 from protos import open_inference_pb2 as oip
 
@@ -84,11 +84,11 @@ def parsed(data: bytes) -> oip.ModelInferResponse:
         raise CloudRefused(f"the answer: {error}", "invalid_answer") from error
 
 
-def usable(response: oip.ModelInferResponse, query: Query) -> NDArray[Any]:
-    """The expected output of `response`; `CloudRefused` when it is not there or makes no sense."""
+def usable(response: oip.ModelInferResponse, query: Query) -> tuple[NDArray[Any], dict[str, Parameter]]:
+    """The expected output of `response` and its parameters; `CloudRefused` where they make no sense."""
     expect = query.expect
     try:
-        outputs = from_response(response)
+        outputs, parameters = from_response(response), get_parameters(response.parameters)
     except InvalidInput as error:
         raise CloudRefused(str(error), "invalid_answer") from error
     logits = outputs.get(expect.name)
@@ -99,4 +99,4 @@ def usable(response: oip.ModelInferResponse, query: Query) -> NDArray[Any]:
         raise CloudRefused("the answer holds a NaN or an infinity", "invalid_answer")
     if response.model_version not in ("", query.version):
         raise CloudRefused(f"version {response.model_version} answered", "version_mismatch")
-    return logits
+    return logits, parameters
