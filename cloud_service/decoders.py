@@ -1,10 +1,12 @@
 """Decodes what models take instead of their tensors, on threads: by priority, and fair to callers."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 
 from cloud_service.decoding import Decoder
 from inference_core.errors import DeadlineExceeded
@@ -57,13 +59,13 @@ class Decoders:
             self._free -= 1
         else:
             await self._turn(_Turn(priority, caller, _bytes(inputs), asyncio.Future()))
-        try:
-            if self._clock() > deadline:
-                raise DeadlineExceeded("the deadline passed before its input could be decoded")
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._executor, decoder.decode, inputs)
-        finally:
+        if self._clock() > deadline:
             self._next()
+            raise DeadlineExceeded("the deadline passed before its input could be decoded")
+        job = self._executor.submit(decoder.decode, inputs)
+        # The thread is free when the job has ended, whoever still waits for it.
+        job.add_done_callback(partial(_call_soon, asyncio.get_running_loop(), self._next))
+        return await asyncio.wrap_future(job)
 
     async def _turn(self, turn: _Turn) -> None:
         self._line.add(turn)
@@ -84,6 +86,11 @@ class Decoders:
                 turn.granted.set_result(None)
                 return
         self._free += 1
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, act: Callable[[], object], _: object) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more
+        loop.call_soon_threadsafe(act)
 
 
 def _bytes(inputs: Tensors) -> float:

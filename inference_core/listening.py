@@ -17,8 +17,8 @@ def family_of(host: str) -> socket.AddressFamily:
 
 def http_socket(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 picks a free one. Raises `OSError` for a taken port."""
-    family = family_of(host)
-    return socket.create_server((host, port), family=family, dualstack_ipv6=host == _EVERY)
+    family, both = family_of(host), host == _EVERY and socket.has_dualstack_ipv6()
+    return socket.create_server((host, port), family=family, dualstack_ipv6=both)
 
 
 def add_grpc_port(

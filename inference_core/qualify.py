@@ -29,6 +29,8 @@ _REFUSED = 3  # the child's exit status when it can say why
 _PACKAGES = str(Path(__file__).resolve().parents[1])
 # Only what this process itself would import: nothing from the current folder, no start-up files.
 _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import inference_core.qualify as q"
+# Without what else is in the environment: tokens, and names of files that hold such.
+_LIBRARIES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h: when the parent goes, so does this
 _AT = b"at "  # before the number of the trial that begins
 _REACHED = re.compile(rb"at (\d{1,6})")
@@ -99,7 +101,7 @@ def _qualify(trials: Sequence[Trial], limits: Limits, *, outputs: bool) -> Quali
                 capture_output=True,
                 timeout=limits.seconds,
                 check=False,
-                env={},  # which holds tokens, and names of files that do
+                env={name: os.environ[name] for name in _LIBRARIES if name in os.environ},
             )
         except subprocess.TimeoutExpired as late:
             name = trials[_reached(late.stderr or b"")].name
@@ -131,15 +133,16 @@ def _write(out: IO[bytes], trials: Sequence[Trial], limits: Limits, outputs: boo
 
 
 def _packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    # Behind a letter: models may call a tensor as NumPy calls an argument of its own.
+    # By numbers: models may call a tensor as NumPy calls an argument of its own, or a member of the archive.
     out = io.BytesIO()
-    np.savez(out, **{f"x{name}": array for name, array in arrays.items()})  # type: ignore[arg-type]
+    np.savez(out, np.array(json.dumps(list(arrays))), *arrays.values())
     return out.getvalue()
 
 
 def _unpacked(data: bytes) -> dict[str, NDArray[Any]]:
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        return {name[1:]: archive[name] for name in archive.files}
+        names, *arrays = (archive[f"arr_{number}"] for number in range(len(archive.files)))
+    return dict(zip(json.loads(str(names)), arrays, strict=True))
 
 
 def _reached(said: bytes) -> int:

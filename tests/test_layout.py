@@ -72,6 +72,7 @@ ENVIRONMENT = {
     "edge_node/settings.py",
     "cloud_service/__init__.py",
     "cloud_service/settings.py",
+    "inference_core/qualify.py",  # what a process of its own is given of it
 }
 UNPICKLING = {"cPickle", "cloudpickle", "dill", "joblib", "jsonpickle", "marshal", "pickle", "shelve"}
 SHAPELESS = {"base", "common", "constants", "helper", "helpers", "misc", "shared", "util", "utils"}

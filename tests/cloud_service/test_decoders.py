@@ -142,6 +142,9 @@ async def test_who_hangs_up_disturbs_nobody(rig: Rig, at: str) -> None:
         leaving.cancel()
     elif at == "at work":
         first.cancel()
+        await asyncio.wait({first})
+        await asyncio.sleep(0)
+        assert (rig.decoders.waiting, len(rig.gated.order)) == (2, 1)  # its thread is not free yet
     else:
         # Both in one turn of the loop: the turn is granted, and its caller does not live to see it.
         rig.gated.gate.release()

@@ -29,7 +29,7 @@ async def test_without_a_file_there_is_nothing() -> None:
 
 
 def test_what_can_never_go_is_over_the_limit_of_a_message() -> None:
-    settings = Settings(max_body_bytes=100_000)
+    settings = Settings.model_validate({"max_body_bytes": 100_000})
     assert most_bytes(settings) == 100_000 + (64 << 10)
     assert most_bytes(settings.model_copy(update={"max_escalation_bytes_per_day": 5000})) == 5000
     assert most_bytes(settings.model_copy(update={"max_escalation_bytes_per_day": 1 << 40})) == 100_000 + (

@@ -18,6 +18,7 @@ from tests.faults.mutate_http import HttpMutator
 
 PACE = 400.0  # cases a second
 CONNECTIONS = 100.0  # a second, where each case has one of its own
+_PATIENCE_S = 10.0  # to end
 WARM_UP = 4000  # cases of another seed, after which whatever is kept has been kept
 Part = Callable[[range], Coroutine[Any, Any, None]]  # the cases are made before it begins
 
@@ -117,9 +118,13 @@ def attacker(ways: Callable[[], Ways]) -> Iterator[Attacker]:
     process = spawn.Process(target=_attack, args=(ways, theirs))
     process.start()
     theirs.close()
-    with ours:
-        yield Attacker(ours)
-    process.join()
+    try:
+        with ours:
+            yield Attacker(ours)
+        process.join(_PATIENCE_S)
+    finally:
+        process.kill()  # where it is still at it
+        process.join()
 
 
 def _attack(make: Callable[[], Ways], pipe: "Connection[Any, Any]") -> None:

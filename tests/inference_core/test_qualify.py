@@ -183,7 +183,7 @@ def test_the_environment_stays_here(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("name", ["file", "args", "kwds", "a.npy", "/model/x:0", "self"])
+@pytest.mark.parametrize("name", ["file", "args", "kwds", "a.npy", "/model/x:0", "self", "arr_0", "a\nb"])
 def test_tensors_may_have_any_name(name: str) -> None:
     given = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1, 8, 8])
     made = helper.make_tensor_value_info(name + "2", TensorProto.FLOAT, ["n", 1, 8, 8])
