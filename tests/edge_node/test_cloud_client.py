@@ -218,6 +218,8 @@ NONSENSE: dict[str, oip.ModelInferResponse | bytes] = {
     "too few classes": renamed(LOGITS[:, :2]),
     "doubles": renamed(LOGITS.astype(np.float64)),
     "integers": renamed(LOGITS.astype(np.int32)),
+    "too many parameters": message(None, "1", **{f"p{number}": 1 for number in range(65)}),
+    "too many fields": message().SerializeToString() + b"\x22\x00" * 6000,
     "NaN": renamed(LOGITS * np.float32("nan")),
     "infinity": renamed(LOGITS * np.float32("inf")),
     "bytes missing": cut_off(),
