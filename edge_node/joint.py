@@ -25,7 +25,7 @@ from edge_node.navigator import Navigator
 from edge_node.outcome import Answer
 from edge_node.policy import Decision, Mode, Payload, Privacy, Route
 from edge_node.request import Ask, Request, by_cloud, by_edge, settle
-from edge_node.routes import Kind, Way
+from edge_node.routes import Kind, Way, whole
 from edge_node.runner import Runner
 from edge_node.waiting import Timed
 from inference_core import codec
@@ -174,6 +174,10 @@ class JointInference:
             except CloudUnavailable as error:
                 decision = Decision(Route.EDGE, error.reason, degraded=True)
                 bytes_up = error.bytes_up
+            except (ModelError, NotReady, Overloaded):
+                if seen is None:
+                    raise
+                decision = Decision(Route.EDGE, "head_failed", degraded=True)
         if seen is None:
             seen = await self._run_edge(request, tensor)
         return by_edge(request, decision, seen, bytes_up)
@@ -184,7 +188,7 @@ class JointInference:
         if cloud is None:
             raise error
         try:
-            answer = await self._by_cloud(cloud, request, tensor, None, Route.INPUT)
+            answer = await self._by_cloud(cloud, request, tensor, None, None)
         except CloudUnavailable:
             raise error from None
         return by_cloud(request, Decision(Route.INPUT, "edge_failed", degraded=True), answer, None)
@@ -244,9 +248,9 @@ class JointInference:
         return run.outputs
 
     async def _by_cloud(
-        self, cloud: Cloud, request: Request, tensor: NDArray[Any], seen: EdgeRun | None, route: Route
+        self, cloud: Cloud, request: Request, tensor: NDArray[Any], seen: EdgeRun | None, route: Route | None
     ) -> CloudAnswer:
-        """The cloud's answer by the way that the mode wants, or in mode `auto` by the quickest."""
+        """The cloud's answer by the way that the mode wants; without a route, by one without a run here."""
         cloud.check(request.budget(seen).cloud_s)
         way = self._way(request, tensor, seen, route)
         request.way = way
@@ -271,16 +275,13 @@ class JointInference:
             request.took("cloud", time.perf_counter() - started)
         return await self._by_cloud(cloud, request, tensor, seen, route)  # now without packed ways
 
-    def _way(self, request: Request, tensor: NDArray[Any], seen: EdgeRun | None, route: Route) -> Way:
+    def _way(self, request: Request, tensor: NDArray[Any], seen: EdgeRun | None, route: Route | None) -> Way:
         """What goes up."""
-        if request.mode is Mode.AUTO:
+        if request.mode is Mode.AUTO and route is not None:
             return self._navigator.choose(request, tensor.nbytes, seen)
         if route is Route.FEATURES and request.cut is not None:
             return Way(Kind.FEATURES, request.cut)
-        sample = request.ask.sample
-        size = len(sample) if isinstance(sample, bytes) else None
-        whole = policy.send_original(self._payload, size, tensor.nbytes)
-        return Way(Kind.IMAGE if whole else Kind.TENSOR)
+        return whole(self._payload, request.ask.sample, tensor.nbytes)
 
     async def _inputs(
         self, request: Request, way: Way, tensor: NDArray[Any], seen: EdgeRun | None

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from edge_node.experience import Experience
 from edge_node.link import Transfer
-from edge_node.policy import Privacy, Route, may_leave
+from edge_node.policy import Payload, Privacy, Route, may_leave, send_original
 
 EXPLORED = 0.02  # share of the escalations that try a way about which too little is known
 _UNKNOWN = 0.25  # spread of a prospect, as a share of it, from which it is worth a try
@@ -153,3 +153,9 @@ def edge_first(edge_s: float, escalated: float, after: Prospect | None, direct: 
     if direct is None or after is None:
         return True
     return _CLEARLY * (edge_s + escalated * after.seconds) <= direct.seconds
+
+
+def whole(payload: Payload, sample: object, tensor_bytes: int) -> Way:
+    """How an input goes up as a whole: as the image that it came as, or as its tensor."""
+    size = len(sample) if isinstance(sample, bytes) else None
+    return Way(Kind.IMAGE if send_original(payload, size, tensor_bytes) else Kind.TENSOR)

@@ -9,8 +9,9 @@ measured at load. Where several wait for the same model and `BatchCost` says tha
 import asyncio
 import math
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from functools import partial
+from typing import Any
 
 from edge_node.waiting import Run, Timed, Waiting, fail, joined, share
 from inference_core.errors import InvalidInput, ModelError, NotReady, Overloaded
@@ -103,6 +104,9 @@ class Runner:
             try:
                 self._fill_pool()
                 return await waiting.future
+            except asyncio.CancelledError:
+                self._pooled.leave([waiting])
+                raise
             finally:
                 waiting.stop_timer()
         self._arrived += 1
@@ -163,16 +167,18 @@ class Runner:
         loop = asyncio.get_running_loop()
         while len(self._ends) < self._workers and (batch := self._take(self._pooled)):
             try:
-                job = loop.run_in_executor(self._executor, self._attempt, batch)
+                run = self._executor.submit(self._attempt, batch)
             except RuntimeError:  # the pool has been shut down: nobody else will be answered either
                 fail(batch, NotReady(_STOPPING))
                 continue
+            job = asyncio.wrap_future(run, loop=loop)
             now, expected_s = self._clock(), batch[0].model.cost.seconds(len(batch))
             longest_s = math.inf if expected_s is None else OVERDUE * expected_s
             self._ends[job] = now + (expected_s or 0.0), now + longest_s
             job.add_done_callback(partial(self._ended, batch))
             for waiting in batch:
-                waiting.set_timer(max(waiting.patience - now, OVERDUE * (expected_s or 0.0)), _give_up)
+                delay = max(waiting.patience - now, OVERDUE * (expected_s or 0.0))
+                waiting.set_timer(delay, partial(_give_up, run))
 
     def _attempt(self, batch: list[Waiting]) -> tuple[float, Tensors, float]:
         model, samples, started = batch[0].model, len(batch), self._clock()
@@ -199,6 +205,8 @@ class Runner:
             fail(batch, error)
             return
         for waiting in batch:
+            if waiting.future.done():
+                continue
             waiting.alone = True
             line.add(waiting, at_once=True)
             if line is self._pooled:
@@ -259,7 +267,9 @@ class Runner:
         return outputs, self._clock() - started
 
 
-def _give_up(waiting: Waiting) -> None:
+def _give_up(run: Future[Any], waiting: Waiting) -> None:
+    if run.done():  # the loop was late, not the run: what came of it is on its way
+        return
     model = waiting.model
     words = f"its run has not ended, {OVERDUE} times as long as usual after it began"
     fail([waiting], ModelError(f"{model.engine.name}: {words}"))

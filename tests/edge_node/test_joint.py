@@ -15,6 +15,7 @@ from edge_node.outcome import EdgeAnswer
 from edge_node.policy import Mode, Payload, Source
 from edge_node.preferences import Wishes
 from edge_node.request import Ask
+from edge_node.routes import Kind, Way
 from edge_node.settings import Settings
 from inference_core.bundle import load_bundle
 from inference_core.errors import (
@@ -720,3 +721,37 @@ async def test_the_cloud_answers_where_the_edge_model_fails_and_the_input_may_go
         with node(folder, **without) as made, pytest.raises(ModelError):
             await made.ask(picture(SURE))
     assert len(cloud.asked) == 2
+
+
+@pytest.mark.parametrize("edge_first", [True, False])
+async def test_an_answer_in_hand_is_given_where_the_features_cannot_be_made(
+    colors: Path, cloud: CloudSimulator, monkeypatch: pytest.MonkeyPatch, edge_first: bool
+) -> None:
+    def fail(*_: object) -> None:
+        raise ModelError("the head fails")
+
+    with node(colors, cloud=cloud) as made:
+        monkeypatch.setattr(made.joint._navigator, "edge_first", lambda _: edge_first)
+        monkeypatch.setattr(made.joint._navigator, "choose", lambda *_: Way(Kind.FEATURES, "pixels"))
+        monkeypatch.setattr(made.slots.get("colors").heads["pixels"].engine, "compute", fail)
+        if edge_first:
+            outcome = await made.ask(picture(UNSURE), mode="auto")
+            assert (outcome.source, outcome.reason, outcome.degraded) == (
+                Source.EDGE_FALLBACK,
+                "head_failed",
+                True,
+            )
+        else:
+            with pytest.raises(ModelError, match="the head fails"):
+                await made.ask(picture(UNSURE), mode="auto")
+
+
+async def test_what_stands_in_for_a_failed_model_needs_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = failing_bundle(tmp_path / "fails")
+    with node(folder, cloud=CloudSimulator(folder)) as made:
+        monkeypatch.setattr(made.joint._navigator, "edge_first", lambda _: True)
+        monkeypatch.setattr(made.joint._navigator, "choose", lambda *_: Way(Kind.FEATURES, "pixels"))
+        outcome = await made.ask(picture(SURE), mode="auto")
+        assert (outcome.source, outcome.reason) == (Source.CLOUD, "edge_failed")

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import socket
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -727,7 +728,7 @@ async def test_a_run_that_does_not_end_is_not_waited_for() -> None:
 
 async def test_a_run_is_waited_for_as_long_as_runs_may_take() -> None:
     async with rig(held=True) as r:
-        model = Model(r.machine, inline=False, cost=lambda _: 0.02)
+        model = Model(r.machine, inline=False, cost=lambda _: 0.25)
         task = r.ask(model, 0.25, patience=0.0)
         await r.machine.began()
         with pytest.raises(TimeoutError):
@@ -802,6 +803,32 @@ async def test_a_run_without_patience_is_not_taken_for_one_that_waits() -> None:
             await asyncio.wait_for(asyncio.shield(task), 0.1)
         r.machine.let()
         assert await value_of(task) == 0.25
+
+
+async def test_a_run_that_has_ended_is_none_that_hangs() -> None:
+    """The loop may be the one that is late: then the timer and the end of the run are due together."""
+    async with rig(held=True) as r:
+        model = Model(r.machine, inline=False, cost=quick)
+        task = r.ask(model, 0.25, patience=0.05)
+        await r.machine.began()
+        r.machine.let()
+        time.sleep(0.2)  # noqa: ASYNC251 - the loop stands still, while the run ends on its thread
+        assert r.machine.running == 0
+        assert await value_of(task) == 0.25
+
+
+async def test_who_hangs_up_does_not_wait_in_the_line() -> None:
+    async with rig(held=True) as r:
+        model = Model(r.machine, inline=False, max_batch=1, cost=quick)
+        first = await r.busy(model)
+        gone = [r.ask(model, 0.125, deadline=3600.0) for _ in range(3)]
+        await r.waiting(3)
+        for task in gone:
+            task.cancel()
+        await asyncio.wait(gone)
+        assert r.runner.waiting == 0
+        r.machine.let()
+        assert await value_of(first) == 0.5
 
 
 async def test_who_hangs_up_leaves_nothing_behind() -> None:

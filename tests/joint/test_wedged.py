@@ -68,7 +68,7 @@ def test_a_run_that_heeds_nothing_keeps_neither_its_caller_nor_the_others_nor_th
 
 
 def test_nobody_waits_for_a_wedged_run_past_the_deadline(services: Services, tmp_path: Path) -> None:
-    """Long before the run is ended: with a cloud that can stand in, without one, and in the line behind."""
+    """Long before the run is ended: with a cloud that can stand in, without one; and who comes behind."""
     folder = bundle(tmp_path / "colors", edge=wedges.looping())
     cloud = services.cloud(folder).wait_ready()
     changes: dict[str, Any] = {"run_limit_ms": 20_000, "inline_ms": 0, "workers": 1}
