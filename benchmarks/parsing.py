@@ -36,6 +36,9 @@ def requests(size: int) -> Iterator[Piece]:
         shape = [count, value.count(",") + (value != "[]")] if "[" in value else [count]
         data = ",".join([value] * count)
         yield f"JSON: {name}", _json(f'{{{_tensor(datatype, shape)},"data":[{data}]}}'), _from_json
+    deep = "[" * 15 + "1" + "]" * 15
+    some = [f'{{{_tensor("FP32", [size // 240])},"data":[{",".join([deep] * (size // 240))}]}}'] * 8
+    yield "JSON: deep lists in 8 tensors", _json(",".join(some)), _from_json
     names = [f'"p{number}":1' for number in range(size // 11)]
     yield "JSON: parameters", f'{{"parameters":{{{",".join(names)}}},"inputs":[]}}'.encode(), _from_json
     empty = f'{{{_tensor("FP32", [0])},"data":[]}}'

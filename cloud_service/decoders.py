@@ -14,6 +14,8 @@ from inference_core.line import Line
 from inference_core.priority import Priority
 from inference_core.tensors import Tensors
 
+_LEAST_BYTES = 4096
+
 
 @dataclass(eq=False)
 class _Turn:
@@ -58,7 +60,7 @@ class Decoders:
         if self._free:
             self._free -= 1
         else:
-            await self._turn(_Turn(priority, caller, _bytes(inputs), asyncio.Future()))
+            await self._turn(_Turn(priority, caller, _work(inputs), asyncio.Future()))
         if self._clock() > deadline:
             self._next()
             raise DeadlineExceeded("the deadline passed before its input could be decoded")
@@ -93,5 +95,7 @@ def _call_soon(loop: asyncio.AbstractEventLoop, act: Callable[[], object], _: ob
         loop.call_soon_threadsafe(act)
 
 
-def _bytes(inputs: Tensors) -> float:
-    return float(sum(len(item) for array in inputs.values() if array.dtype == object for item in array.flat))
+def _work(inputs: Tensors) -> float:
+    """What decoding is taken to cost, in bytes: a small image may be as much work as one of some kB."""
+    items = [item for array in inputs.values() if array.dtype == object for item in array.flat]
+    return float(sum(max(len(item), _LEAST_BYTES) for item in items) or _LEAST_BYTES)

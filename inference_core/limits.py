@@ -9,7 +9,7 @@ from inference_core.errors import InvalidInput
 MAX_TENSORS = 256  # models have tens of inputs and outputs at most
 MAX_PARAMETERS = 64  # of a request, and of each of its tensors
 MAX_STRINGS = 1 << 12  # elements of all BYTES tensors together
-MAX_LISTS = 1 << 16  # that a JSON tensor is nested in
+MAX_LISTS = 1 << 16  # that the JSON tensors of a request are nested in, in equal shares
 MAX_DIMENSIONS = 16
 
 

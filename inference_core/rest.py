@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from inference_core.classification import class_count
 from inference_core.errors import InvalidInput
-from inference_core.limits import MAX_DIMENSIONS, MAX_PARAMETERS, MAX_STRINGS, MAX_TENSORS, check_count
+from inference_core.limits import (
+    MAX_DIMENSIONS,
+    MAX_LISTS,
+    MAX_PARAMETERS,
+    MAX_STRINGS,
+    MAX_TENSORS,
+    check_count,
+)
 from inference_core.tensor_json import from_json, to_json
 from inference_core.tensors import (
     Parameter,
@@ -116,7 +123,7 @@ def _inputs(items: list[simdjson.Object]) -> tuple[_Input, ...]:
     inputs: dict[str, _Input] = {}
     strings = 0
     for at, item in enumerate(items):
-        made = _input(item, f"inputs.{at}.")
+        made = _input(item, f"inputs.{at}.", MAX_LISTS // len(items))
         if made.name in inputs:
             raise InvalidInput(f"input {made.name!r} is given twice")
         inputs[made.name] = made
@@ -138,14 +145,14 @@ def _header_end(header_length: str, size: int) -> int:
     return int(header_length)
 
 
-def _input(item: simdjson.Object, where: str) -> _Input:
+def _input(item: simdjson.Object, where: str, lists: int) -> _Input:
     name, datatype = _text(item, "name", where), _text(item, "datatype", where)
     shape = _shape(item, where)
     own = _parameters(item, where)
     size = own.get("binary_data_size")
     if size is None:
         refuse_shared_memory(f"input {name!r}", own)
-        array = from_json(name, datatype, shape, item.get("data"))
+        array = from_json(name, datatype, shape, item.get("data"), lists)
         array.flags.writeable = False  # it may be given to many
         return _Input(name, datatype, shape, 0, array)
     if type(size) is not int or size < 0:

@@ -27,8 +27,11 @@ _BUFFERS: dict[str, tuple[Literal["d", "i", "u"], type[np.generic]]] = {
 }
 
 
-def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> NDArray[Any]:
-    """The tensor given as JSON: a nested or flat simdjson array of numbers, booleans or strings (BYTES).
+def from_json(
+    name: str, datatype: str, shape: Sequence[int], data: object, lists: int = MAX_LISTS
+) -> NDArray[Any]:
+    """The tensor given as JSON: a simdjson array of numbers, booleans or strings (BYTES), flat or nested in
+    up to so many `lists`.
 
     Raises `InvalidInput` for values that do not fit the datatype, among them fractions for integer
     types, numbers out of range, and FP16, which the protocol gives no JSON form.
@@ -41,11 +44,13 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> N
         raise InvalidInput(f"tensor {name!r}: data must be a list")
     if datatype == "BYTES":
         check_count(f"tensor {name!r}", count, "strings", MAX_STRINGS)
-        array = objects([item.encode() for item in _values(name, datatype, data, count, str)])
+        array = objects(
+            [item.encode() for item in _values(name, datatype, _leaves(name, data, lists), count, str)]
+        )
     elif dtype.kind in _BUFFERS:
-        array = _copied(name, datatype, dtype, data)
+        array = _copied(name, datatype, dtype, data, lists)
     else:
-        array = np.array(_values(name, datatype, data, count, bool), dtype)
+        array = np.array(_values(name, datatype, _leaves(name, data, lists), count, bool), dtype)
     if array.size != count:
         raise InvalidInput(f"tensor {name!r}: shape {list(shape)} is {count} elements, got {array.size}")
     return array.reshape(shape)
@@ -59,7 +64,7 @@ def to_json(array: NDArray[Any]) -> NDArray[Any] | list[str]:
     return np.ascontiguousarray(array).reshape(-1)
 
 
-def _copied(name: str, datatype: str, dtype: np.dtype[Any], data: simdjson.Array) -> NDArray[Any]:
+def _copied(name: str, datatype: str, dtype: np.dtype[Any], data: simdjson.Array, lists: int) -> NDArray[Any]:
     letter, wide = _BUFFERS[dtype.kind]
     try:
         values = np.frombuffer(data.as_buffer(of_type=letter), wide)
@@ -67,8 +72,8 @@ def _copied(name: str, datatype: str, dtype: np.dtype[Any], data: simdjson.Array
         raise InvalidInput(f"tensor {name!r}: data does not fit datatype {datatype}") from error
     except ValueError as error:
         raise InvalidInput(f"tensor {name!r}: a value is out of the range of {datatype}") from error
-    leaves = _leaves(name, data)
-    # Lists among the values have been taken apart: one of a single value cannot be told from the value.
+    leaves = _leaves(name, data, lists)
+    # Lists among the values have been taken apart: where that leaves the number as it was, nobody can tell.
     if len(leaves[0]) < _COUNTED and values.size != len(leaves) * len(leaves[0]):
         raise InvalidInput(f"tensor {name!r}: data is ragged")
     if dtype.kind == "f":
@@ -90,10 +95,10 @@ def _finite(name: str, datatype: str, array: NDArray[Any]) -> NDArray[Any]:
     return array
 
 
-def _values(name: str, datatype: str, data: simdjson.Array, count: int, kind: type[_T]) -> list[_T]:
+def _values(name: str, datatype: str, leaves: list[simdjson.Array], count: int, kind: type[_T]) -> list[_T]:
     """The values of a type that simdjson does not copy by itself; one too many where there are more."""
     values: list[_T] = []
-    for value in itertools.chain.from_iterable(_leaves(name, data)):
+    for value in itertools.chain.from_iterable(leaves):
         if type(value) is not kind:
             words = (
                 "BYTES data must be strings in JSON"
@@ -107,17 +112,18 @@ def _values(name: str, datatype: str, data: simdjson.Array, count: int, kind: ty
     return values
 
 
-def _leaves(name: str, data: simdjson.Array) -> list[simdjson.Array]:
+def _leaves(name: str, data: simdjson.Array, most: int) -> list[simdjson.Array]:
     """The lists that hold the values of a list, flat or of lists of one length; what is in them is not
     looked at. Raises `InvalidInput` for lists of several lengths and for too many of them."""
-    level = [data]
+    level, lists = [data], 0
     for _ in range(MAX_DEPTH):
         if any(len(items) != len(level[0]) for items in level):
             raise InvalidInput(f"tensor {name!r}: data is ragged")
         if not isinstance(next(iter(level[0]), None), simdjson.Array):
             return level
         size = len(level) * len(level[0])
-        check_count(f"tensor {name!r}: data", size, "lists", MAX_LISTS)
+        lists += size
+        check_count(f"tensor {name!r}: data", lists, "lists", most)
         level = [item for items in level for item in items if isinstance(item, simdjson.Array)]
         if len(level) != size:
             raise InvalidInput(f"tensor {name!r}: data is ragged")

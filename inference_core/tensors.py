@@ -219,7 +219,7 @@ def _from_contents(name: str, datatype: str, shape: Sequence[int], contents: Any
         check_count(f"tensor {name!r}", len(values), "strings", MAX_STRINGS)
         return objects(values).reshape(shape)
     try:
-        return np.array(values, dtype).reshape(shape)
+        return np.fromiter(values, dtype, len(values)).reshape(shape)
     except OverflowError as error:
         raise InvalidInput(f"tensor {name!r}: a value is out of the range of {datatype}") from error
 

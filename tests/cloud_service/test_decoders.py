@@ -95,12 +95,12 @@ async def test_large_inputs_count_for_more(rig: Rig) -> None:
     rig.ask("first", "c")
     await rig.until(begun=1)
     for number in range(2):
-        rig.ask(f"{number}" * 1000, "large")
+        rig.ask(f"{number}" * 40_000, "large")
     for number in range(4):
         rig.ask(f"s{number}", "small")
     await rig.until(begun=1, waiting=6)
     order = await rig.end()
-    assert order[-1] == "1" * 1000
+    assert order[-1] == "1" * 40_000
 
 
 async def test_the_better_class_goes_first(rig: Rig) -> None:
@@ -146,10 +146,12 @@ async def test_who_hangs_up_disturbs_nobody(rig: Rig, at: str) -> None:
         await asyncio.sleep(0)
         assert (rig.decoders.waiting, len(rig.gated.order)) == (2, 1)  # its thread is not free yet
     else:
-        # Both in one turn of the loop: the turn is granted, and its caller does not live to see it.
-        rig.gated.gate.release()
-        await first
+        # Both in one step of the loop: the turn is granted, and its caller does not live to see it.
+        rig.decoders._next()
         leaving.cancel()
+        await asyncio.wait({leaving})
+        assert rig.decoders.waiting == 0  # it went on to who stays
+        rig.decoders._free -= 1
     await rig.end()
     assert "x" in await staying
     with pytest.raises(asyncio.CancelledError):

@@ -361,7 +361,7 @@ MANY = [f"n{number}" for number in range(1000)]
         (numbers([[1, 1], 1, 1]), "tensor 'n': data is ragged"),
         (numbers([[True], [[True]]], datatype="BOOL"), "tensor 'n': data does not fit datatype BOOL"),
         (numbers([True, [True]], datatype="BOOL"), "tensor 'n': data does not fit datatype BOOL"),
-        (numbers([[[[1]] * 300] * 300]), "tensor 'n': data: 90000 lists, the limit is 65536"),
+        (numbers([[[[1]] * 300] * 300]), "tensor 'n': data: 90301 lists, the limit is 65536"),
         (binary(shape=[1 << 40, 1 << 40]), "is over 281474976710656 elements"),
         (binary(shape=[1, 3]), "tensor 'x': FP32[1, 3] is 12 bytes, got 8"),
         (
