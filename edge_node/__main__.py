@@ -98,6 +98,7 @@ async def serve(settings: Settings) -> int:
         clock=time.monotonic,
         on_shed=metrics.declined,
         lag=lambda: lag.recent_s,
+        reserve_s=settings.reserve_ms / 1000,
     )
     joint = JointInference(
         cloud,

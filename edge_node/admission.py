@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edge_node.request import Ask, priority_of
+from edge_node.request import MOST_MARGIN, Ask, priority_of
 from edge_node.runner import Runner
 from edge_node.settings import Settings
 from edge_node.waiting import Timed
@@ -60,17 +60,20 @@ class Admission:
         clock: Callable[[], float],
         on_shed: Callable[[Priority, str], object],
         lag: Callable[[], float] = lambda: 0.0,
+        reserve_s: float = 0.0,
     ) -> None:
         """`max_inflight` bounds the samples being answered; `limit` those of them that are at work here, None
         for letting in whom there is room for, in time or not. `clock` is the runner's; `on_shed` is told the
         class of each request that is turned away, and why: one of `REASONS`. `lag` says how many seconds late
-        the event loop is: what a request has waited before anyone knew of it."""
+        the event loop is: what a request has waited before anyone knew of it. `reserve_s` are the seconds
+        that an answer takes until it is sent."""
         self._runner = runner
         self._most = max_inflight
         self._limit = limit
         self._clock = clock
         self._on_shed = on_shed
         self._lag = lag
+        self._reserve_s = reserve_s
         self._slip = dict.fromkeys(Priority, 1.0)  # how many times longer than foreseen waits have been
         self.inflight = 0
         self.away = 0
@@ -88,13 +91,18 @@ class Admission:
         """
         priority, place, crowd = priority_of(ask), _ANYWHERE, self._crowd(count, goes_up)
         if self._limit is not None:
-            due = ask.arrived + ask.wants_ms / 1000
+            due = self._due(ask)
             place = Place(due) if goes_up else self._place(ask.model.edge, priority, count, due)
         if crowd is not None and not (count == 1 and self._runner.displace(priority)):
             words, why = crowd
             raise Overloaded(words, self._runner.drain_s or 1.0, why)
         self.inflight += count
         return place
+
+    def _due(self, ask: Ask) -> float:
+        """The time on the clock by which a run must have ended, for its answer to be in time."""
+        wants_s = ask.wants_ms / 1000
+        return ask.arrived + wants_s - min(self._reserve_s + self._lag(), wants_s * MOST_MARGIN)
 
     def _crowd(self, count: int, goes_up: bool) -> tuple[str, str] | None:
         """Why there is no room for `count` more, in words and in one word; None where there is."""

@@ -18,7 +18,7 @@ from edge_node.routes import Way
 from inference_core.confidence import Row, Scorer, judge
 from inference_core.priority import Priority
 
-_MOST_MARGIN = 0.25  # of what a request has left
+MOST_MARGIN = 0.25  # of what a request has left
 NO_PREFERENCES = Wishes()
 
 
@@ -81,7 +81,7 @@ class Request:
         """What is left, and what an answer by the edge would take of it: a margin, a quarter of what is left
         at most, and the model's run where that is not in hand."""
         left = self.deadline - time.monotonic()
-        margin = min(self.margin_s, left * _MOST_MARGIN)
+        margin = min(self.margin_s, left * MOST_MARGIN)
         return Budget(left, margin if seen is not None else self.model.reserve_s + margin)
 
 

@@ -59,7 +59,13 @@ class Door:
     """An admission in front of a crowd, on a clock that the test turns."""
 
     def __init__(
-        self, model: LoadedModel, *, most: int = 10, limit: Limit | None = None, lag_s: float = 0.0
+        self,
+        model: LoadedModel,
+        *,
+        most: int = 10,
+        limit: Limit | None = None,
+        lag_s: float = 0.0,
+        reserve_s: float = 0.0,
     ) -> None:
         self.now = 0.0
         self.model = model
@@ -72,6 +78,7 @@ class Door:
             clock=lambda: self.now,
             on_shed=lambda priority, why: self.shed.update([(priority, why)]),
             lag=lambda: lag_s,
+            reserve_s=reserve_s,
         )
 
     def ask(self, deadline_ms: int = 200, priority: Priority | None = None) -> Ask:
@@ -114,6 +121,19 @@ def test_an_idle_node_lets_everyone_in_who_fits(door: Door) -> None:
     door.admission.leave(10)
     assert door.admission.inflight == 0
     assert door.admit(door.ask(deadline_ms=1)).due == 0.001  # late for its own run alone: it is let in
+
+
+@pytest.mark.parametrize(("deadline_ms", "due"), [(200, 0.188), (40, 0.03)])
+def test_what_an_answer_takes_to_be_sent_is_kept_back(
+    model: LoadedModel, deadline_ms: int, due: float
+) -> None:
+    """The loop's lag counts too; and a quarter of the time is the most."""
+    door = Door(model, limit=Limit(1, 10), lag_s=0.002, reserve_s=0.01)
+    assert door.admit(door.ask(deadline_ms=deadline_ms)).due == pytest.approx(due)
+    door.crowd.seconds[NORMAL] = 0.9 * (due - 0.01)  # with a tenth more and the run it would end just then
+    assert door.admit(door.ask(deadline_ms=deadline_ms)).due == pytest.approx(due)
+    door.crowd.seconds[NORMAL] = 0.92 * (due - 0.01)
+    assert door.refusal(door.ask(deadline_ms=deadline_ms)).why == "deadline"
 
 
 def test_all_samples_of_a_request_or_none(door: Door) -> None:
