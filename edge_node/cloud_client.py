@@ -115,14 +115,6 @@ class CloudClient:
         if self._breaker.blocks(timeout_s):
             raise self._left_alone()
 
-    def asked(self, timeout_s: float) -> bool:
-        """Whether `check` lets such a call pass."""
-        try:
-            self.check(timeout_s)
-        except CloudUnavailable:
-            return False
-        return True
-
     def due(self, timeout_s: float) -> bool:
         """Whether the breaker leaves such a call out, and it is time to find out if that is still right."""
         return self._breaker.blocks(timeout_s) and self._breaker.due(time.monotonic())

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from edge_node.allowance import Allowance
-from edge_node.cloud import Attempt, CloudAnswer, Query
+from edge_node.cloud import Attempt, CloudAnswer, Query, can_be_asked
 from edge_node.cloud_client import CloudClient
 from edge_node.connection import Connection
 from edge_node.hedging import Hedging, first_of
@@ -141,7 +141,7 @@ class Clouds:
     ) -> Coroutine[Any, Any, CloudAnswer] | None:
         """A second copy, to another cloud where there is one, if the budgets allow it."""
         left = deadline - time.monotonic()
-        open_ones = [client for client in turn if client.asked(left)]
+        open_ones = [client for client in turn if can_be_asked(client, left)]
         if not open_ones or not self._retries.allowed or not hedging.spend():
             return None
         self._retries.failure()
@@ -152,7 +152,7 @@ class Clouds:
         another cloud that is one message more than there are requests, and counts as such."""
         for client in self._clients:
             if client.due(timeout_s):
-                if any(other.asked(timeout_s) for other in self._clients):
+                if any(can_be_asked(other, timeout_s) for other in self._clients):
                     if not self._retries.allowed:
                         return
                     self._retries.failure()

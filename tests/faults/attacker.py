@@ -35,34 +35,26 @@ class Ways:
 
 def by_http(port: int, mutator: HttpMutator) -> Ways:
     """At an HTTP port."""
-    attack = HttpAttack(port, Findings())
-    other = mutator.reseeded()
-
-    def hostile(numbers: range) -> Coroutine[Any, Any, None]:
-        return attack.send([(n, mutator.case(n)) for n in numbers], rate=PACE)
-
-    def friendly(numbers: range) -> Coroutine[Any, Any, None]:
-        return attack.send([(n, mutator.valid(n)) for n in numbers], rate=PACE)
-
-    def warm_up(numbers: range) -> Coroutine[Any, Any, None]:
-        return attack.send((n, other.case(n)) for n in numbers)
-
-    return Ways(hostile, friendly, warm_up, attack.findings)
+    return _by_cases(HttpAttack(port, Findings()), mutator, 1)
 
 
 def by_grpc(port: int, mutator: GrpcMutator) -> Ways:
     """At a gRPC port."""
-    attack = GrpcAttack(port, Findings())
+    return _by_cases(GrpcAttack(port, Findings()), mutator, 2)
+
+
+def _by_cases(attack: Any, mutator: Any, every: int) -> Ways:
+    """With an attack and a mutator of one kind, of which one case in `every` is enough for a start."""
     other = mutator.reseeded()
 
-    def hostile(numbers: range) -> Coroutine[Any, Any, None]:
+    def hostile(numbers: range) -> Any:
         return attack.send([(n, mutator.case(n)) for n in numbers], rate=PACE)
 
-    def friendly(numbers: range) -> Coroutine[Any, Any, None]:
+    def friendly(numbers: range) -> Any:
         return attack.send([(n, mutator.valid(n)) for n in numbers], rate=PACE)
 
-    def warm_up(numbers: range) -> Coroutine[Any, Any, None]:
-        return attack.send((n, other.case(n)) for n in numbers[::2])
+    def warm_up(numbers: range) -> Any:
+        return attack.send((n, other.case(n)) for n in numbers[::every])
 
     return Ways(hostile, friendly, warm_up, attack.findings)
 

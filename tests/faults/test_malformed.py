@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import pytest
 from inference_core.http_connection import MAX_TURNED_AWAY
 from tests.bundles import SURE, picture, write_bundle
 from tests.faults.attack import Findings
-from tests.faults.attacker import Attacker, attacker, by_frames, by_grpc, by_http
+from tests.faults.attacker import Attacker, Ways, attacker, by_frames, by_grpc, by_http
 from tests.faults.mutate_grpc import GrpcMutator
 from tests.faults.mutate_http import LIMIT, HttpMutator
 from tests.faults.row import Row
@@ -50,17 +50,12 @@ def both(services: Services, tmp_path: Path) -> Iterator[Both]:
 
 def test_malformed_http(row: Row, both: Both) -> None:
     edge, cloud, load = both
+    sides = ((edge, True, row.count(4000, 80_000)), (cloud, False, row.count(2400, 50_000)))
     cases = []
-    for service, predict, count in (
-        (edge, True, row.count(4000, 80_000)),
-        (cloud, False, row.count(2400, 50_000)),
-    ):
-        mutator = HttpMutator(row.seed, predict=predict)
-        with attacker(partial(by_http, service.ports[0], mutator)) as stranger:
-            found = under_attack(row, service, load, count, stranger)
-        with naive() as (_, port, _), attacker(partial(by_http, port, mutator)) as twin:
-            twin.hostile(range(TWIN))
-        cases.append(Case(f"malformed HTTP at the {service.name}", found, _red(twin), "our checks"))
+    for service, predict, count in sides:
+        made = partial(by_http, mutator=HttpMutator(row.seed, predict=predict))
+        found, twin = both_ways(row, service, load, count, made, 0)
+        cases.append(Case(f"malformed HTTP at the {service.name}", found, twin, "our checks"))
     row.judge(*cases)
 
 
@@ -68,13 +63,9 @@ def test_malformed_grpc(row: Row, both: Both) -> None:
     edge, cloud, load = both
     cases = []
     for service, images_too in ((edge, False), (cloud, True)):
-        mutator = GrpcMutator(row.seed, images_too=images_too)
-        count = row.count(1500, 30_000)
-        with attacker(partial(by_grpc, service.ports[1], mutator)) as stranger:
-            found = under_attack(row, service, load, count, stranger)
-        with naive() as (_, _, port), attacker(partial(by_grpc, port, mutator)) as twin:
-            twin.hostile(range(TWIN))
-        cases.append(Case(f"malformed gRPC at the {service.name}", found, _red(twin), "our checks"))
+        made = partial(by_grpc, mutator=GrpcMutator(row.seed, images_too=images_too))
+        found, twin = both_ways(row, service, load, row.count(1500, 30_000), made, 1)
+        cases.append(Case(f"malformed gRPC at the {service.name}", found, twin, "our checks"))
     row.judge(*cases)
 
 
@@ -83,14 +74,21 @@ def test_malformed_frames(row: Row, both: Both) -> None:
     edge, cloud, load = both
     cases = []
     for service in (edge, cloud):
-        mutator = GrpcMutator(row.seed, images_too=False)
-        count = row.count(300, 5000)
-        with attacker(partial(by_frames, service.ports[1], mutator)) as stranger:
-            found = under_attack(row, service, load, count, stranger)
-        with naive() as (_, _, port), attacker(partial(by_frames, port, mutator)) as twin:
-            twin.hostile(range(TWIN))
-        cases.append(Case(f"malformed HTTP/2 at the {service.name}", found, _red(twin), "our own server"))
+        made = partial(by_frames, mutator=GrpcMutator(row.seed, images_too=False))
+        found, twin = both_ways(row, service, load, row.count(300, 5000), made, 1)
+        cases.append(Case(f"malformed HTTP/2 at the {service.name}", found, twin, "our own server"))
     row.judge(*cases)
+
+
+def both_ways(
+    row: Row, service: Service, load: Load, count: int, ways: Callable[[int], Ways], at: int
+) -> tuple[Finding, Finding]:
+    """What becomes of so many cases at the service's port number `at`, and of some at that of a plain one."""
+    with attacker(partial(ways, service.ports[at])) as stranger:
+        found = under_attack(row, service, load, count, stranger)
+    with naive() as (_, *ports), attacker(partial(ways, ports[at])) as twin:
+        twin.hostile(range(TWIN))
+    return found, _red(twin)
 
 
 def under_attack(
