@@ -8,6 +8,7 @@ began: what takes too long is found by looking at all connections now and then.
 
 import asyncio
 import contextlib
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,7 @@ class Connections:
         self.bounds = bounds
         self.on_refused = on_refused or (lambda _: None)
         self._open: set[HttpConnection] = set()
+        self._silent: OrderedDict[HttpConnection, None] = OrderedDict()  # those that have asked nothing yet
 
     @property
     def count(self) -> int:
@@ -49,17 +51,21 @@ class Connections:
     def add(self, connection: "HttpConnection") -> None:
         """Count a connection. One too many ends the one that has been there longest without a request, so
         that who has asked before goes on, and who asks at once gets in."""
-        if len(self._open) >= self.bounds.connections:
-            silent = [other for other in self._open if other.is_silent]
-            if silent:
-                longest = min(silent, key=lambda other: other.since)
-                longest.transport.abort()
-                self._open.discard(longest)
+        if len(self._open) >= self.bounds.connections and self._silent:
+            longest, _ = self._silent.popitem(last=False)
+            longest.transport.abort()
+            self._open.discard(longest)
         self._open.add(connection)
+        self._silent[connection] = None
+
+    def heard(self, connection: "HttpConnection") -> None:
+        """Count a connection among the silent no longer: it has asked, or will not be listened to."""
+        self._silent.pop(connection, None)
 
     def discard(self, connection: "HttpConnection") -> None:
         """Count a connection no longer."""
         self._open.discard(connection)
+        self.heard(connection)
 
     def sweep(self, now: float) -> None:
         """End every connection that has taken too long; `now` is the loop's time, in seconds."""
@@ -104,11 +110,6 @@ class HttpConnection(HttpToolsProtocol):
     def is_idle(self) -> bool:
         """Whether there is nothing to answer and nothing has begun to come."""
         return self.phase is Phase.NOTHING and not self._answering
-
-    @property
-    def is_silent(self) -> bool:
-        """Whether it has asked nothing yet, or not to the end."""
-        return not bool(self.cycle) and self.phase is not Phase.END
 
     @property
     def _owes(self) -> bool:
@@ -186,6 +187,7 @@ class HttpConnection(HttpToolsProtocol):
             self._refusal = 400, f"request: {MAX_PIPELINED} of this connection wait, that is the limit"
             raise _Refused
         super().on_headers_complete()
+        self._all.heard(self)
         self.headers = []  # the application has its list: what trails the body goes into another
         self.phase = Phase.BODY
         self.since = self.loop.time()
@@ -251,6 +253,7 @@ class HttpConnection(HttpToolsProtocol):
     def refuse(self, status: int, message: str, retry_after_s: float = 0.0) -> None:
         """Tell the client and close, after the answers that it still has to get."""
         reading, self.phase, self.since = self.phase is Phase.BODY, Phase.END, self.loop.time()
+        self._all.heard(self)
         if self._answering and not reading:
             return
         if self.pipeline:  # its turn to be answered comes when those before it have been

@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.faults.attack import Findings, HttpAttack
 from tests.faults.attack_grpc import GrpcAttack
+from tests.faults.attack_silent import SilentAttack
 from tests.faults.mutate_grpc import GrpcMutator
 from tests.faults.mutate_http import HttpMutator
 
@@ -74,6 +75,18 @@ def by_frames(port: int, mutator: GrpcMutator) -> Ways:
         return attack.frames((n, other.frames(n)) for n in numbers[::5])
 
     return Ways(hostile, friendly, warm_up, attack.findings)
+
+
+def by_silence(port: int, pid: int, most: int) -> Ways:
+    """At an HTTP port of the process `pid`, which is to hold `most` descriptors more than now."""
+    attack = SilentAttack(port, pid, most, Findings())
+    mutator = HttpMutator(0, predict=True)
+
+    def friendly(numbers: range) -> Coroutine[Any, Any, None]:
+        cases = [(n, mutator.valid(n)) for n in numbers[::2]]
+        return HttpAttack(port, attack.findings).send(cases, rate=CONNECTIONS)
+
+    return Ways(attack.hold, friendly, lambda numbers: attack.hold(numbers[::10]), attack.findings)
 
 
 class Attacker:

@@ -1,10 +1,7 @@
 """Bytes that no client should send, and clients that send none: each is refused, and nobody else notices."""
 
-import contextlib
-import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +11,14 @@ import pytest
 from inference_core.http_connection import MAX_TURNED_AWAY
 from tests.bundles import SURE, picture, write_bundle
 from tests.faults.attack import Findings
-from tests.faults.attacker import Attacker, Ways, attacker, by_frames, by_grpc, by_http
+from tests.faults.attacker import Attacker, Ways, attacker, by_frames, by_grpc, by_http, by_silence
 from tests.faults.mutate_grpc import GrpcMutator
 from tests.faults.mutate_http import LIMIT, HttpMutator
 from tests.faults.row import Row
 from tests.faults.table import Case, Finding
-from tests.faults.watched import MOST_LINES, State, descriptors, naive, p99_ms, state
+from tests.faults.watched import MOST_LINES, State, naive, p99_ms, state
 from tests.joint.device import Answer, Answers, Load
-from tests.joint.services import Service, Services, eventually
+from tests.joint.services import Service, Services
 
 GROWTH = 0.05
 SLOWER, SLACK_MS = 2.0, 5.0  # the second is what a busy machine does to the 99th of a hundred
@@ -97,8 +94,12 @@ def under_attack(
     load: Load,
     count: int,
     stranger: Attacker,
+    answered: Sequence[int] = (200,),
 ) -> Finding:
-    """What became of so many cases, while a load goes on beside them and, in turns, without them."""
+    """What became of so many cases, while a load goes on beside them and, in turns, without them.
+
+    `answered`: the statuses that the load may get meanwhile.
+    """
     stranger.warm_up()
     before = state(service)
     quiet, beside = _in_turns(row, load, stranger, range(count))
@@ -108,7 +109,7 @@ def under_attack(
             again = _in_turns(row, load, stranger, range(min(MEASURE, count)))
             beside = Answers((*beside, *again[1]))
             slower = _slower(*again)
-    failed = [a for a in beside if a.status != 200]
+    failed = [a for a in beside if a.status not in answered]
     after = _settled(service, before)
     findings = stranger.findings
     broken = (*findings.wrong[:SHOWN], *_changes(service, before, after), *slower)
@@ -179,72 +180,22 @@ SLOW_BOUNDS: dict[str, Any] = {
     "idle_timeout_ms": 500,
     "max_connections": 100,
 }
-SLOW_HEAD = b"POST /v1/models/colors/predict HTTP/1.1\r\nHost: a\r\n"
-SLOW = (b"", b"P", SLOW_HEAD, SLOW_HEAD + b"Content-Length: 100\r\n\r\nabc", b"GET /readyz HTTP/1.1\r\n\r\n")
-CLOSED_S = 2.5
 # What is open, what is told that there are too many, and what is being dropped just then.
 MOST_OPEN = SLOW_BOUNDS["max_connections"] + 2 * MAX_TURNED_AWAY
 
 
 def test_clients_that_never_end(row: Row, services: Services, tmp_path: Path) -> None:
     """Heads and bodies without an end, silence, and four times as many connections as may be open."""
-    count = row.count(400, 4000)
     edge = services.edge(write_bundle(tmp_path / "colors"), **SLOW_BOUNDS).wait_ready()
-    held = descriptors(edge.process.pid)
-    image = picture(SURE)
-    with Load(edge.ports[0], [image], rate=RATE, deadline_ms=DEADLINE_MS) as load:
-        before = load.go_on(2.0)
-        began = time.monotonic()
-        most, left = 0, 0
-        for begin in range(0, count, 400):
-            with _slow_clients(edge.ports[0], min(400, count - begin)) as clients:
-                most = max(most, descriptors(edge.process.pid) - held)
-                left += _open_after(clients, CLOSED_S)
-            row.progress(begin + 400, count, "connections")
-        answers = load.answers.sent_in(began)
-    # Who has a connection keeps it; who needs a new one while all are taken is told so.
-    refused = [a for a in answers if a.status not in (200, 503)]
-    eventually(lambda: descriptors(edge.process.pid) <= held + 4, 5, "descriptors are given back")
-    broken = [] if most <= MOST_OPEN else [f"{most} descriptors at a time, the limit is {MOST_OPEN}"]
-    broken += _slower(before, answers)
-    figure = (
-        f"at most {most} at a time, p99 of {len(answers)} in order {p99_ms(before):.1f} -> "
-        f"{p99_ms(answers):.1f} ms, {sum(a.status == 503 for a in answers)} of them told to wait"
-    )
-    found = Finding(count, left + len(refused), figure, tuple(broken))
-    with naive() as (pid, port, _), _slow_clients(port, 100) as clients:
-        left = _open_after(clients, CLOSED_S)
-        twin = Finding(100, left, f"{left} open after {CLOSED_S:g} s, {descriptors(pid)} descriptors")
-    row.judge(Case("clients that never end", found, twin, "limits of time and number"))
-
-
-@contextmanager
-def _slow_clients(port: int, count: int) -> Iterator[list[socket.socket]]:
-    clients = []
-    try:
-        for number in range(count):
-            client = socket.create_connection(("127.0.0.1", port))
-            clients.append(client)
-            with contextlib.suppress(OSError):
-                client.sendall(SLOW[number % len(SLOW)])
-        yield clients
-    finally:
-        for client in clients:
-            client.close()
-
-
-def _open_after(clients: list[socket.socket], seconds: float) -> int:
-    """How many of the connections the service has not closed after so long."""
-    deadline = time.monotonic() + seconds
-    open_ones = 0
-    for client in clients:
-        try:
-            while True:
-                client.settimeout(max(0.001, deadline - time.monotonic()))
-                if not client.recv(1 << 16):
-                    break
-        except TimeoutError:
-            open_ones += 1
-        except OSError:
-            continue
-    return open_ones
+    count = row.count(4000, 40_000)
+    with Load(edge.ports[0], [picture(SURE)], rate=RATE, deadline_ms=DEADLINE_MS) as load:
+        load.go_on(0.5)
+        with attacker(partial(by_silence, edge.ports[0], edge.process.pid, MOST_OPEN)) as stranger:
+            # Who has a connection keeps it; who needs a new one while all are taken is told so.
+            found = under_attack(row, edge, load, count, stranger, answered=(200, 503))
+    with (
+        naive() as (pid, port, _),
+        attacker(partial(by_silence, port, pid, MOST_OPEN)) as twin,
+    ):
+        twin.hostile(range(TWIN))
+    row.judge(Case("clients that never end", found, _red(twin), "limits of time and number"))
