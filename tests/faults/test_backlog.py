@@ -150,7 +150,7 @@ def replay(pair: Pair, backlog: Backlog, within_s: float, row: Row) -> Finding:
     pair.start()
     edge = pair.running[EDGE]
     eventually(lambda: edge.metrics().total("tandem_outbox_forwarded_total") > 0, 10, "forwarding begins")
-    before, began = edge.metrics().total("tandem_outbox_sent_bytes_total"), time.monotonic()
+    began, before = time.monotonic(), edge.metrics().total("tandem_outbox_sent_bytes_total")
     page, seconds = edge.metrics(), 0.0
     while page.total("tandem_outbox_depth") and seconds < within_s:
         eventually(lambda: time.monotonic() - began > seconds + 0.5, 5, "the time passes")  # noqa: B023

@@ -138,10 +138,13 @@ class Idle:
 
     def _run(self) -> None:
         self._once()
-        while not self._stopping.wait(IDLE_S):
-            started = time.monotonic()
+        due = time.monotonic() + IDLE_S
+        while not self._stopping.wait(left := due - time.monotonic()):
+            # Whom the last answer has kept past its time has waited since then: others do not wait to ask.
+            started = time.monotonic() if left > 0 else due
             self._once()
             self.times_ms.append((time.monotonic() - started) * 1000)
+            due += IDLE_S
 
 
 @dataclass(frozen=True)

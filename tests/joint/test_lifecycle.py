@@ -1,5 +1,6 @@
 """Start, health and stop of both services, and what they say when they cannot start."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from tests.joint.services import PREFIXES, ROOT, Service, Services, eventually, 
 
 WORK = 200  # makes a run of the full model take some 50 ms
 STOP_S = 5.0
+STILL_S = 0.3
 KINDS = ("edge_node", "cloud_service")
 Breaking = Callable[[Path, str], None]
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -317,6 +320,40 @@ def test_not_ready_is_said_before_anything_is_refused(services: Services, tmp_pa
     if kind == "edge_node":
         assert Device(service.ports[0]).predict(picture(SURE)).status == 200
     assert service.wait(STOP_S) == 0
+
+
+def test_what_was_asked_before_the_signal_is_answered_though_nobody_had_read_it_yet(
+    services: Services, tmp_path: Path
+) -> None:
+    edge = services.edge(write_bundle(tmp_path / "colors"), "").wait_ready()
+    image = picture(SURE)
+    request = (
+        "POST /v1/models/colors/predict HTTP/1.1\r\nHost: edge\r\nContent-Type: image/png\r\n"
+        f"Content-Length: {len(image)}\r\n\r\n"
+    ).encode() + image
+    with (
+        socket.create_connection(("127.0.0.1", edge.ports[0]), STOP_S) as known,
+        socket.socket() as fresh,
+    ):
+        known.sendall(request)
+        assert known.recv(12) == b"HTTP/1.1 200"
+        edge.signal(signal.SIGSTOP)  # as on a machine that stands still
+        os.waitid(os.P_PID, edge.process.pid, os.WSTOPPED)
+        fresh.settimeout(STOP_S)
+        fresh.connect(("127.0.0.1", edge.ports[0]))
+        for device in (known, fresh):
+            device.sendall(request)
+        stopped = time.monotonic()
+        eventually(lambda: time.monotonic() - stopped > STILL_S, STOP_S, "all its timers are overdue")
+        edge.signal(signal.SIGTERM)
+        edge.signal(signal.SIGCONT)
+        assert b"HTTP/1.1 200" in _all(known)
+        assert _all(fresh).startswith(b"HTTP/1.1 200")
+    assert edge.wait(STOP_S) == 0
+
+
+def _all(device: socket.socket) -> bytes:
+    return b"".join(iter(partial(device.recv, 1 << 16), b""))
 
 
 @pytest.mark.parametrize("kind", KINDS)
