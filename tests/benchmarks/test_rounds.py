@@ -74,7 +74,7 @@ def test_good_systems_are_measured_and_bad_ones_reported(tmp_path: Path, network
     said: list[str] = []
     results = Results()
     try:
-        part = Part(servers[0].ways[0], (1, 2, OPEN), 0.1, load=0.01)
+        part = Part(servers[0].ways[0], (1, 2, OPEN), 0.3, load=0.01)
         entries = [Entry(server, model, [part]) for server in servers]
         play(entries, {"net": raw}, 2, results, said.append)
     finally:

@@ -43,15 +43,19 @@ def call_of(path: bytes) -> bytes:
     return PREFACE + b"".join(struct.pack(">IBI", len(b) << 8 | k, f, s) + b for k, f, s, b in frames)
 
 
+PATIENCE_S = 2.0  # until something comes back
+
+
 async def send(port: int, data: bytes) -> bytes:
     """What comes back on a connection of its own, until there has been something."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(data)
     said = b""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(0.2):
+        async with asyncio.timeout(PATIENCE_S) as patience:
             while more := await reader.read(1 << 16):
                 said += more
+                patience.reschedule(asyncio.get_running_loop().time() + 0.2)
     writer.close()
     return said
 

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import pytest
 
@@ -42,17 +44,22 @@ def device(linked: tuple[Service, Emulator]) -> Device:
 
 def test_the_way_follows_the_link(linked: tuple[Service, Emulator], device: Device) -> None:
     large = noise()  # a PNG larger than the features
-    for _ in range(10):
-        near = device.predict(large).body
+    near = [device.predict(large).body for _ in range(10)]
     linked[1].set(SLOW)
     eventually(lambda: device.predict(large).body["way"] in THIN, 5, "the features go up")
-    for _ in range(5):
-        slow = device.predict(large).body
-    assert near["source"] == slow["source"] == "cloud"
-    assert slow["way"] in THIN
-    assert slow["bytes_up"] < len(large) / 2
-    assert slow["predicted_ms"] == pytest.approx(slow["timings_ms"]["total"], rel=0.5)
-    assert near["timings_ms"]["total"] < 100 < slow["timings_ms"]["total"]
+    slow = [device.predict(large).body for _ in range(5)]
+    # All but one each, for which the machine itself may have stood still.
+    assert sum(body["source"] == "cloud" for body in near) >= 9
+    assert sum(body["source"] == "cloud" and body["way"] in THIN for body in slow) >= 4
+    slow = [body for body in slow if body["source"] == "cloud"]
+    assert all(body["bytes_up"] < len(large) / 2 for body in slow)
+    off = [body["predicted_ms"] / body["timings_ms"]["total"] for body in slow]
+    assert median(off) == pytest.approx(1, rel=0.5)
+    assert _total_ms(near) < 100 < _total_ms(slow)
+
+
+def _total_ms(bodies: list[dict[str, Any]]) -> float:
+    return float(median(body["timings_ms"]["total"] for body in bodies))
 
 
 def test_a_link_that_goes_away_costs_a_moment_and_is_used_again(
@@ -82,7 +89,11 @@ def test_the_link_is_shown(linked: tuple[Service, Emulator], device: Device) -> 
         found = linked[0].metrics().by("tandem_link_bandwidth_bytes_per_second", "direction")
         return found.get(("up",), 0)
 
-    eventually(lambda: SLOW.up / 2 < rate() < SLOW.up * 2, 15, "the rate is known")
+    def round_trip_s() -> float:
+        return linked[0].metrics().total("tandem_link_round_trip_seconds")
+
+    eventually(
+        lambda: SLOW.up / 2 < rate() < SLOW.up * 2 and 0.05 < round_trip_s() < 0.2, 15, "both are known"
+    )
     metrics = linked[0].metrics()
-    assert 0.05 < metrics.total("tandem_link_round_trip_seconds") < 0.2
     assert metrics.total("tandem_link_estimate_age_seconds") < 5

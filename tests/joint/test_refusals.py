@@ -37,7 +37,8 @@ def test_a_busy_cloud_is_helped_by_the_edge(
     eventually(
         lambda: device.predict(picture(UNSURE), **patient).source == "cloud", 5, "the edge is connected"
     )
-    run_s = device.predict(picture(UNSURE), **patient).body["timings_ms"]["cloud_infer"] / 1000
+    runs = [device.predict(picture(UNSURE), **patient).body["timings_ms"]["cloud_infer"] for _ in range(5)]
+    run_s = min(runs) / 1000
     before = cloud.metrics()
     with Load(edge.ports[0], [picture(UNSURE)], rate=3 / run_s, deadline_ms=DEADLINE_MS) as load:
         load.go_on(2.0)
