@@ -45,8 +45,9 @@ from cloud_service.settings import (
     tune_grpc,
 )
 from inference_core.body import Intake
+from inference_core.connections import Connections
+from inference_core.descriptors import connections_within
 from inference_core.errors import BundleError
-from inference_core.http_connection import Connections
 from inference_core.loop_lag import LoopLag
 from inference_core.management import Management
 from inference_core.signals import CLOSE_S, Signals, end, together, within
@@ -61,6 +62,8 @@ _log = logging.getLogger("cloud_service")
 async def serve(settings: Settings) -> int:
     """Run the service until SIGTERM or SIGINT; the exit status."""
     signals = Signals()
+    room = connections_within(settings.max_connections, "CLOUD_MAX_CONNECTIONS")
+    settings = settings.model_copy(update={"max_connections": room})
 
     # What it is made of. One thread runs the models: ONNX Runtime spreads a run over the cores itself.
     disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -95,13 +98,15 @@ async def serve(settings: Settings) -> int:
 
     # Listen first, so that health says "loading" instead of refusing; then load; then be ready.
     grace_s = settings.shutdown_ms / 1000
+    connections = Connections(bounds(settings), metrics.turned_away, vitals.closed)
+    vitals.show_connections(connections)
     try:
         http_server = HttpServer(
             doors.behind(create_admin(models, protocol.routes())),
             settings.host,
             settings.http_port,
             grace_s,
-            Connections(bounds(settings), metrics.turned_away),
+            connections,
             tls=doors.http_context,
         )
         management = Management(

@@ -16,7 +16,8 @@ from starlette.types import ASGIApp
 from cloud_service.models import Models
 from cloud_service.open_inference import ERROR_HANDLERS
 from cloud_service.settings import Settings
-from inference_core.http_connection import Bounds, Connections
+from inference_core.connections import Connections
+from inference_core.http_bounds import Bounds
 from inference_core.listening import http_socket
 
 

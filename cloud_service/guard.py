@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cloud_service.identity import Context, caller_of
 from cloud_service.nodes import Nodes
 from inference_core.errors import Forbidden, TandemError, Unauthenticated, http_status
-from inference_core.http_connection import PEER
+from inference_core.http_connection import PEER, vouch
 
 OPEN_CALLS = "/grpc.health.v1.Health/"
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
@@ -92,6 +92,7 @@ class HttpGuard:
             except TandemError as error:
                 await _refuse(error, send)
                 return
+            vouch(scope)
         await self._app(scope, receive, send)
 
     def _check(self, certificate: dict[str, Any] | None) -> str:

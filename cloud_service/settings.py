@@ -68,7 +68,7 @@ class Settings(BaseSettings):
         256 << 20, ge=1024, le=1 << 40, description="bytes of all requests in memory, at most; then 503"
     )
     max_connections: int = Field(
-        1000, ge=1, le=100_000, description="connections of REST, and of gRPC, open at a time; then 503"
+        1000, ge=1, le=100_000, description="connections of REST, and of gRPC, open at a time"
     )
     max_calls: int = Field(
         1024,

@@ -43,8 +43,9 @@ from edge_node.runner import Runner
 from edge_node.settings import Settings, config_path, describe, load_settings, misspelt_variables, tune_grpc
 from edge_node.uplink import allow, connect
 from inference_core.body import Intake
+from inference_core.connections import Connections
+from inference_core.descriptors import connections_within
 from inference_core.errors import BundleError
-from inference_core.http_connection import Connections
 from inference_core.loop_lag import LoopLag
 from inference_core.management import Management
 from inference_core.signals import CLOSE_S, Signals, end, together, within
@@ -59,6 +60,8 @@ _log = logging.getLogger("edge_node")
 async def serve(settings: Settings) -> int:
     """Run the node until SIGTERM or SIGINT; the exit status."""
     signals = Signals()
+    room = connections_within(settings.max_connections, "EDGE_MAX_CONNECTIONS")
+    settings = settings.model_copy(update={"max_connections": room})
 
     # What it is made of.
     disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -125,7 +128,10 @@ async def serve(settings: Settings) -> int:
     grace_s = settings.shutdown_ms / 1000
     try:
         refused = metrics.refused
-        connections = Connections(bounds(settings), lambda status: refused.labels("device", status).inc())
+        connections = Connections(
+            bounds(settings), lambda status: refused.labels("device", status).inc(), vitals.closed
+        )
+        vitals.show_connections(connections)
         http_server = HttpServer(
             app, settings.host, settings.http_port, grace_s, connections, doors.http_context
         )

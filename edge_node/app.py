@@ -29,8 +29,9 @@ from edge_node.open_inference_schema import tell_refusals_as_they_are_sent
 from edge_node.refusals import Refusals
 from edge_node.settings import Settings
 from inference_core.body import Intake
+from inference_core.connections import Connections
 from inference_core.errors import TandemError
-from inference_core.http_connection import Bounds, Connections
+from inference_core.http_bounds import Bounds
 from inference_core.listening import http_socket
 
 _DESCRIPTION = """

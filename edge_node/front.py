@@ -16,7 +16,7 @@ from edge_node.keys import Key, Keyring
 from edge_node.refusals import Refusals
 from inference_core.body import single
 from inference_core.errors import Unauthenticated
-from inference_core.http_connection import REFUSED
+from inference_core.http_connection import REFUSED, vouch
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,7 @@ class Front:
             if len(call.headers) != len(scope["headers"]):
                 single(scope["headers"])
             reply = await handler(call)
+            vouch(scope)
         except Exception as error:  # noqa: BLE001 - a bug must cost one request, not the connection
             status, reply = self._refused(scope, error)
         await _answer(status, reply, send)

@@ -4,11 +4,12 @@ import difflib
 import json
 import os
 import platform
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from edge_node.policy import Mode, Payload, Privacy
@@ -16,8 +17,17 @@ from edge_node.preferences import Milliseconds, ModelPreferences
 
 PREFIX = "EDGE_"
 Port = Annotated[int, Field(ge=0, le=65535)]
-Peer = Annotated[str, Field(pattern=r"^.+:\d{1,5}$|^(dns|ipv4|ipv6|unix):.+$")]
+_PEER = re.compile(r".+:\d{1,5}|(dns|ipv4|ipv6|unix):.+")
 File = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
+
+
+def _named(peer: str) -> str:
+    if not _PEER.fullmatch(peer):
+        raise ValueError("each is host:port, or a name with a scheme of gRPC's (dns, ipv4, ipv6, unix)")
+    return peer
+
+
+Peer = Annotated[str, AfterValidator(_named)]
 
 
 def _split(value: object) -> object:
@@ -137,7 +147,7 @@ class Settings(BaseSettings):
         128 << 20, ge=1024, le=1 << 40, description="bytes of all requests in memory, at most; then 503"
     )
     max_connections: int = Field(
-        1000, ge=1, le=100_000, description="connections of REST, and of gRPC, open at a time; then 503"
+        1000, ge=1, le=100_000, description="connections of REST, and of gRPC, open at a time"
     )
     max_calls: int = Field(
         512,

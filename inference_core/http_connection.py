@@ -8,83 +8,30 @@ began: what takes too long is found by looking at all connections now and then.
 
 import asyncio
 import contextlib
-from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httptools
 import orjson
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from inference_core.errors import NotReady, Overloaded, TooSlow, http_status
-from inference_core.http_bounds import Bounds, Flow, Phase
+from inference_core.errors import Overloaded, TooSlow, http_status
+from inference_core.http_bounds import Flow, Phase
 
-__all__ = ["MAX_PIPELINED", "MAX_TURNED_AWAY", "PEER", "REFUSED", "Bounds", "Connections", "HttpConnection"]
+if TYPE_CHECKING:
+    from inference_core.connections import Connections
 
 PEER = "peer"  # in a request's state: the certificate that its sender has shown, as `ssl` has it
 REFUSED = "refused"  # in a request's state: the status and the words that its sender has got meanwhile
+_VOUCH = "vouch"
 MAX_PIPELINED = 16
-MAX_TURNED_AWAY = 64  # connections over the limit that are told so; more are dropped
-_SWEEP_S = 0.5
 _LINGER_S = 1.0
 
 
-class Connections:
-    """All connections of one server, and what is refused before an application sees it."""
-
-    def __init__(self, bounds: Bounds, on_refused: Callable[[int], object] | None = None) -> None:
-        """`on_refused` is told the status of each refusal that no application knows of."""
-        self.bounds = bounds
-        self.on_refused = on_refused or (lambda _: None)
-        self._open: set[HttpConnection] = set()
-        self._silent: OrderedDict[HttpConnection, None] = OrderedDict()  # those that have asked nothing yet
-
-    @property
-    def count(self) -> int:
-        """How many are open."""
-        return len(self._open)
-
-    def connect(self, **given: Any) -> asyncio.Protocol:
-        """A connection's protocol, as uvicorn makes one with its `http` setting."""
-        return HttpConnection(self, **given)
-
-    def add(self, connection: "HttpConnection") -> None:
-        """Count a connection. One too many ends the one that has been there longest without a request, so
-        that who has asked before goes on, and who asks at once gets in."""
-        if len(self._open) >= self.bounds.connections and self._silent:
-            longest, _ = self._silent.popitem(last=False)
-            longest.transport.abort()
-            self._open.discard(longest)
-        self._open.add(connection)
-        self._silent[connection] = None
-
-    def heard(self, connection: "HttpConnection") -> None:
-        """Count a connection among the silent no longer: it has asked, or will not be listened to."""
-        self._silent.pop(connection, None)
-
-    def discard(self, connection: "HttpConnection") -> None:
-        """Count a connection no longer."""
-        self._open.discard(connection)
-        self.heard(connection)
-
-    def sweep(self, now: float) -> None:
-        """End every connection that has taken too long; `now` is the loop's time, in seconds."""
-        for connection in tuple(self._open):
-            connection.check(now)
-
-    def stop(self) -> None:
-        """End every connection whose request is not all there: it will not be answered here any more."""
-        stopping = NotReady("the service is stopping")
-        for connection in tuple(self._open):
-            if connection.phase in (Phase.HEAD, Phase.BODY):
-                connection.refuse(http_status(stopping), str(stopping), stopping.retry_after_s)
-
-    async def watch(self) -> None:
-        """Sweep now and then, until cancelled."""
-        now = asyncio.get_running_loop().time
-        while True:
-            await asyncio.sleep(_SWEEP_S)
-            self.sweep(now())
+def vouch(scope: Scope) -> None:
+    """Say that the sender of a request is one to be served: its connection makes no room for others."""
+    if known := scope.get("state", {}).get(_VOUCH):
+        known()
 
 
 class _Refused(Exception):
@@ -94,7 +41,7 @@ class _Refused(Exception):
 class HttpConnection(HttpToolsProtocol):
     """One connection. `since` is the loop's time, in seconds, at which its phase began."""
 
-    def __init__(self, all_of_them: Connections, **given: Any) -> None:
+    def __init__(self, all_of_them: "Connections", **given: Any) -> None:
         super().__init__(**given)
         self._all = all_of_them
         self._bounds = all_of_them.bounds
@@ -103,6 +50,8 @@ class HttpConnection(HttpToolsProtocol):
         self._refusal: tuple[int, str] | None = None
         self._later: tuple[int, str, float] | None = None
         self._unsent, self._unsent_since = 0, 0.0
+        self._known = False
+        self._unanswered = 0  # requests that are all there
         self.phase = Phase.NOTHING
         self.since = self.loop.time()
 
@@ -124,13 +73,11 @@ class HttpConnection(HttpToolsProtocol):
         """Begin; one too many is told so, and many too many are dropped."""
         super().connection_made(transport)
         self.flow = Flow(transport, self.pipeline)
+        self.app_state = {**self.app_state, _VOUCH: self._vouch}
         tls = transport.get_extra_info("ssl_object")
         if tls is not None:
-            self.app_state = {**self.app_state, PEER: tls.getpeercert()}
-        self._all.add(self)
-        if self._all.count > self._bounds.connections + MAX_TURNED_AWAY:
-            transport.abort()
-        elif self._all.count > self._bounds.connections:
+            self.app_state[PEER] = tls.getpeercert()
+        if not self._all.add(self) and not transport.is_closing():
             full = Overloaded(f"connections: {self._bounds.connections} are open, that is the limit")
             self.refuse(http_status(full), str(full), full.retry_after_s)
 
@@ -187,7 +134,6 @@ class HttpConnection(HttpToolsProtocol):
             self._refusal = 400, f"request: {MAX_PIPELINED} of this connection wait, that is the limit"
             raise _Refused
         super().on_headers_complete()
-        self._all.heard(self)
         self.headers = []  # the application has its list: what trails the body goes into another
         self.phase = Phase.BODY
         self.since = self.loop.time()
@@ -201,10 +147,16 @@ class HttpConnection(HttpToolsProtocol):
         """A body has ended, or there is none."""
         self._got_on = True
         self.phase = Phase.NOTHING
+        self._unanswered += 1
+        if self._unanswered > 0:
+            self._all.keep(self)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """An answer has been handed over."""
+        """An answer has been handed over, perhaps before all of its request was there."""
+        self._unanswered -= 1
+        if self._unanswered <= 0 and not self._known and self.phase is not Phase.END:
+            self._all.may_go(self)
         if self.phase is Phase.NOTHING:
             self.since = self.loop.time()
         if self._later is not None and len(self.pipeline) == 1:  # what is next is refused already
@@ -237,6 +189,10 @@ class HttpConnection(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.transport.close()
 
+    def _vouch(self) -> None:
+        self._known = True
+        self._all.keep(self)
+
     def _is_stuck(self, now: float) -> bool:
         """Whether nothing of an answer has been taken for longer than a body may take."""
         unsent = self.transport.get_write_buffer_size()
@@ -253,7 +209,7 @@ class HttpConnection(HttpToolsProtocol):
     def refuse(self, status: int, message: str, retry_after_s: float = 0.0) -> None:
         """Tell the client and close, after the answers that it still has to get."""
         reading, self.phase, self.since = self.phase is Phase.BODY, Phase.END, self.loop.time()
-        self._all.heard(self)
+        self._all.keep(self)
         if self._answering and not reading:
             return
         if self.pipeline:  # its turn to be answered comes when those before it have been

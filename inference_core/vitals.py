@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from inference_core.connections import DISPLACED, DROPPED, Connections
 from inference_core.watchdog import Event
 
 _LAGS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
@@ -37,6 +38,15 @@ class Vitals:
             "tandem_model_swaps", "Reloads of the bundles, by what came of them: ok, unchanged or refused.",
             ["result"], registry=registry,
         )  # fmt: skip
+        self.connections = Gauge(
+            "tandem_http_connections", "HTTP connections that are open.", registry=registry
+        )
+        self.connections_closed = Counter(
+            "tandem_http_connections_closed", "HTTP connections ended for want of room, without a word.",
+            ["reason"], registry=registry,
+        )  # fmt: skip
+        for reason in (DISPLACED, DROPPED):
+            self.connections_closed.labels(reason)
         self._by_event = {
             Event.ABANDONED: self.runs_abandoned,
             Event.STUCK: self.runs_stuck,
@@ -44,6 +54,14 @@ class Vitals:
         }
         for result in SWAPS:
             self.model_swaps.labels(result)
+
+    def show_connections(self, connections: Connections) -> None:
+        """Show how many of these are open."""
+        self.connections.set_function(lambda: connections.count)
+
+    def closed(self, reason: str) -> None:
+        """Count a connection that was ended for want of room."""
+        self.connections_closed.labels(reason).inc()
 
     def add_model(self, name: str) -> None:
         """Show a model's series at zero, so that the first event is a rise."""

@@ -13,7 +13,8 @@ import trustme
 from starlette.testclient import TestClient
 
 from edge_node.app import HttpServer
-from inference_core.http_connection import Bounds, Connections
+from inference_core.connections import Connections
+from inference_core.http_bounds import Bounds
 from tests.bundles import SURE, UNSURE, picture
 from tests.edge_node.node import CloudSimulator, Node, failing_bundle, node
 

@@ -102,7 +102,7 @@ def test_environment_goes_before_the_file_and_the_file_before_the_default(
         ("EDGE_HTTP_PORT", "-1", "greater than or equal to 0"),
         ("EDGE_GRPC_PORT", "http", "valid integer"),
         ("EDGE_METRICS_PORT", "1.5", "valid integer"),
-        ("EDGE_CLOUD", "cloud", "String should match pattern"),
+        ("EDGE_CLOUD", "cloud", "each is host:port, or a name with a scheme"),
         ("EDGE_MODE", "fast", "'edge', 'cloud', 'cascade', 'split'"),
         ("EDGE_DEADLINE_MS", "0", "greater than or equal to 1"),
         ("EDGE_DEADLINE_MS", "60001", "less than or equal to 60000"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from inference_core.http_connection import MAX_TURNED_AWAY
+from inference_core.connections import MAX_TURNED_AWAY
 from tests.bundles import SURE, picture, write_bundle
 from tests.faults.attack import Findings
 from tests.faults.attacker import Attacker, Ways, attacker, by_frames, by_grpc, by_http, by_silence

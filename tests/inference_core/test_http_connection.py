@@ -13,10 +13,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from inference_core.http_connection import MAX_PIPELINED, MAX_TURNED_AWAY, REFUSED, Bounds, Connections
+from inference_core.connections import DISPLACED, DROPPED, MAX_TURNED_AWAY, Connections
+from inference_core.http_bounds import Bounds
+from inference_core.http_connection import MAX_PIPELINED, REFUSED, vouch
 
 pytestmark = pytest.mark.anyio
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /a HTTP/1.1\r\nHost: x\r\n"
 LIMIT = 2048
 
@@ -27,7 +30,8 @@ def anyio_backend() -> str:
 
 
 class App:
-    """Answers with the size of the body; `gate` holds answers back, `size` makes them large."""
+    """Answers with the size of the body, and vouches for whoever asks for more than health; `gate` holds
+    answers back, `size` makes them large."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -46,6 +50,8 @@ class App:
             return
         await self.gate.wait()
         self.trailers.append([name for name, _ in scope["headers"]])
+        if scope["path"] != "/healthz":
+            vouch(scope)
         await PlainTextResponse(b"x" * self.size or str(len(body)).encode())(scope, receive, send)
 
 
@@ -61,7 +67,8 @@ class Rig:
     def __init__(self, bounds: Bounds) -> None:
         self.app = App()
         self.refused: list[int] = []
-        self.connections = Connections(bounds, self.refused.append)
+        self.closed: list[str] = []
+        self.connections = Connections(bounds, self.refused.append, self.closed.append)
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.server = _Uvicorn(
             uvicorn.Config(
@@ -344,6 +351,7 @@ async def test_one_too_many_is_told_so_and_many_too_many_are_dropped() -> None:
             await stack.enter_async_context(rig.connect())
         await asyncio.sleep(0.05)
         assert rig.connections.count <= 2 + MAX_TURNED_AWAY
+        assert set(rig.closed) == {DROPPED}
         rig.app.gate.set()
         for c in busy:
             assert (await c.answer())[0] == 200
@@ -363,10 +371,74 @@ async def test_who_asks_nothing_makes_room_for_who_does() -> None:
                 fifth.send(GET)
                 assert (await fifth.answer())[0] == 200
                 assert await slow.ended() == b""
-                async with rig.connect() as sixth:  # nobody is left who has not asked
+                async with rig.connect() as sixth:  # nobody is left who has not been served
                     assert (await sixth.answer())[0] == 503
             known.send(GET)
             assert (await known.answer())[0] == 200
+        assert rig.closed == [DISPLACED] * 2
+
+
+async def test_who_has_not_shown_who_it_is_makes_room_though_it_was_answered() -> None:
+    async with serving(connections=2) as rig, rig.connect() as one, rig.connect() as other:
+        for c in (one, other, one):
+            c.send(HEALTH)
+            assert (await c.answer())[0] == 200
+        async with rig.connect() as device:
+            device.send(GET)
+            assert (await device.answer())[0] == 200
+            assert await other.ended() == b"", "it has been waiting for longest"
+            one.send(HEALTH)
+            assert (await one.answer())[0] == 200
+            async with rig.connect() as second:
+                second.send(GET)
+                assert (await second.answer())[0] == 200
+                assert await one.ended() == b""
+
+
+@pytest.mark.parametrize("first", [b"", HEALTH], ids=["at once", "behind another request"])
+async def test_who_does_not_finish_its_request_makes_room(first: bytes) -> None:
+    async with serving(connections=1) as rig, rig.connect() as slow:
+        slow.send(first, POST, b"Content-Length: 9\r\n\r\nabc")
+        await rig.until(lambda: rig.app.asked == 1 + bool(first))
+        async with rig.connect() as device:
+            device.send(GET)
+            assert (await device.answer())[0] == 200
+            assert (await slow.ended()).count(b"HTTP/1.1") == bool(first)
+        assert rig.app.told == [None], "the application stops waiting for it"
+
+
+async def test_who_is_being_answered_makes_no_room() -> None:
+    async with serving(connections=1) as rig, rig.connect() as busy:
+        busy.send(HEALTH)
+        await busy.answer()
+        rig.app.gate.clear()
+        busy.send(HEALTH)
+        await rig.until(lambda: rig.app.asked == 2)
+        async with rig.connect() as device:
+            assert (await device.answer())[0] == 503
+        rig.app.gate.set()
+        assert (await busy.answer())[0] == 200
+
+
+async def test_the_log_says_now_and_then_who_made_room(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(connections=1) as rig, rig.connect() as first, rig.connect() as second:
+        await first.ended()
+        rig.pass_time(0)
+        async with rig.connect() as third:
+            await second.ended()
+            rig.pass_time(1)
+            third.send(GET)
+            assert (await third.answer())[0] == 200
+            rig.pass_time(61)
+    lines = [record.getMessage() for record in caplog.records if "made room" in record.getMessage()]
+    assert (
+        lines
+        == [
+            "connections: more than 1, that is the limit: 1 that had not been served made room, "
+            "0 new ones were dropped"
+        ]
+        * 2
+    )
 
 
 async def test_requests_behind_each_other_do_not_pile_up() -> None:
