@@ -20,7 +20,7 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from cloud_service.admin import HttpServer, bounds, create_admin
+from cloud_service.admin import bounds, create_admin
 from cloud_service.decoders import Decoders
 from cloud_service.descriptions import create_catalogue
 from cloud_service.doors import Doors
@@ -48,6 +48,7 @@ from inference_core.body import Intake
 from inference_core.connections import Connections
 from inference_core.descriptors import connections_within
 from inference_core.errors import BundleError
+from inference_core.http_server import HttpServer
 from inference_core.loop_lag import LoopLag
 from inference_core.management import Management
 from inference_core.signals import CLOSE_S, Signals, end, together, within
@@ -98,7 +99,7 @@ async def serve(settings: Settings) -> int:
 
     # Listen first, so that health says "loading" instead of refusing; then load; then be ready.
     grace_s = settings.shutdown_ms / 1000
-    connections = Connections(bounds(settings), metrics.turned_away, vitals.closed)
+    connections = Connections(bounds(settings), metrics.turned_away, vitals.displaced.inc)
     vitals.show_connections(connections)
     try:
         http_server = HttpServer(

@@ -23,6 +23,7 @@ from inference_core.catalogue import Catalogue, only_ready
 from inference_core.classification import check_outputs, select
 from inference_core.content_encoding import deflate, inflated
 from inference_core.errors import Overloaded, TandemError, grpc_status, http_status, shortened
+from inference_core.http_connection import vouch
 from inference_core.priority import asked_priority
 from inference_core.rest import HEADER_LENGTH, InferRequest, parse, render
 from inference_core.tensors import Parameter
@@ -104,7 +105,9 @@ class OpenInference:
                     accepted = request.headers.get("accept-encoding", "")
                     host = request.client.host if request.client else ""
                     caller = request.scope.get("state", {}).get(CALLER, host)
-                    return await self._run(served, asked, arrived, accepted, caller)
+                    response = await self._run(served, asked, arrived, accepted, caller)
+            vouch(request.scope)
+            return response
 
     async def _run(
         self, served: Served, asked: InferRequest, arrived: float, accept: str, caller: str

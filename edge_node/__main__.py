@@ -21,7 +21,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from edge_node.admission import Admission, create_limit
-from edge_node.app import HttpServer, bounds, create_app
+from edge_node.app import bounds, create_app
 from edge_node.dataplane import Dataplane
 from edge_node.door_metrics import DoorMetrics
 from edge_node.doors import Doors
@@ -46,6 +46,7 @@ from inference_core.body import Intake
 from inference_core.connections import Connections
 from inference_core.descriptors import connections_within
 from inference_core.errors import BundleError
+from inference_core.http_server import HttpServer
 from inference_core.loop_lag import LoopLag
 from inference_core.management import Management
 from inference_core.signals import CLOSE_S, Signals, end, together, within
@@ -129,7 +130,7 @@ async def serve(settings: Settings) -> int:
     try:
         refused = metrics.refused
         connections = Connections(
-            bounds(settings), lambda status: refused.labels("device", status).inc(), vitals.closed
+            bounds(settings), lambda status: refused.labels("device", status).inc(), vitals.displaced.inc
         )
         vitals.show_connections(connections)
         http_server = HttpServer(

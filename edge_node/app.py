@@ -1,15 +1,5 @@
 """The edge node's HTTP application: its routes, its health, and how errors look."""
 
-import asyncio
-import contextlib
-import math
-import socket
-import ssl
-from collections.abc import Iterator
-from functools import partial
-from typing import Any
-
-import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
@@ -29,10 +19,8 @@ from edge_node.open_inference_schema import tell_refusals_as_they_are_sent
 from edge_node.refusals import Refusals
 from edge_node.settings import Settings
 from inference_core.body import Intake
-from inference_core.connections import Connections
 from inference_core.errors import TandemError
 from inference_core.http_bounds import Bounds
-from inference_core.listening import http_socket
 
 _DESCRIPTION = """
 Send an image or a tensor; get the answer, who gave it (`source`), and why (`reason`).
@@ -103,86 +91,3 @@ def bounds(settings: Settings) -> Bounds:
         body_s=settings.body_timeout_ms / 1000,
         idle_s=settings.idle_timeout_ms / 1000,
     )
-
-
-class _Uvicorn(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, handshake_s: float) -> None:
-        super().__init__(config)
-        self._handshake_s = handshake_s
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to the node, which has more to stop than this server."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen as uvicorn does, which gives TLS a minute: until its handshake has ended, a connection is
-        neither counted nor timed by anyone else."""
-        config, loop = self.config, asyncio.get_running_loop()
-        await self.lifespan.startup()
-        limit_s = None if config.ssl is None else self._handshake_s
-        protocol: Any = config.http_protocol_class
-        connect = partial(
-            protocol, config=config, server_state=self.server_state, app_state=self.lifespan.state
-        )
-        self.servers = [
-            await loop.create_server(
-                connect, sock=sock, ssl=config.ssl, ssl_handshake_timeout=limit_s, backlog=config.backlog
-            )
-            for sock in sockets or ()
-        ]
-        self.started = True
-
-
-class HttpServer:
-    """The listening HTTP server; `port` is known as soon as it exists."""
-
-    def __init__(
-        self,
-        app: Front,
-        host: str,
-        port: int,
-        grace_s: float,
-        connections: Connections | None = None,
-        tls: ssl.SSLContext | None = None,
-    ) -> None:
-        """Bind `host:port`, where port 0 picks a free one; HTTPS with `tls`. Raises `OSError` for a taken
-        port."""
-        self._connections = connections or Connections(Bounds())
-        self._grace_s = grace_s
-        self._socket = http_socket(host, port)
-        self.port = int(self._socket.getsockname()[1])
-        config = uvicorn.Config(
-            app,
-            http=self._connections.connect,  # type: ignore[arg-type]
-            timeout_keep_alive=math.ceil(self._connections.bounds.idle_s),
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            ws="none",
-            timeout_graceful_shutdown=max(1, round(grace_s)),
-        )
-        config.load()
-        config.ssl = tls
-        self._server = _Uvicorn(config, self._connections.bounds.head_s)
-        self._task: asyncio.Task[None] | None = None
-        self._watch: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Answer requests from now on."""
-        self._task = asyncio.create_task(self._server.serve([self._socket]), name="http")
-        self._watch = asyncio.create_task(self._connections.watch(), name="connections")
-
-    async def stop(self) -> None:
-        """Finish the requests in flight, within the grace given, and close."""
-        self._server.should_exit = True
-        # What is not all there by then will not be: it is told so before uvicorn cuts it off.
-        unfinished = asyncio.get_running_loop().call_later(0.8 * self._grace_s, self._connections.stop)
-        if self._task is not None:
-            await self._task
-        unfinished.cancel()
-        if self._watch is not None:
-            self._watch.cancel()
-        self._socket.close()

@@ -80,6 +80,7 @@ class Front:
         try:
             if self._keyring is not None:
                 self._keyring.admit(_key(self._keyring, call.headers), model)
+                vouch(scope)
             if scope["method"] != "POST":
                 raise HTTPException(405, headers={"Allow": "POST"})
             if len(call.headers) != len(scope["headers"]):
@@ -95,6 +96,7 @@ class Front:
         if self._keyring is not None and scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             try:
                 _key(self._keyring, dict(scope["headers"]))
+                vouch(scope)
             except Unauthenticated as error:
                 await _answer(*self._refused(scope, error), send)
                 return

@@ -1,10 +1,12 @@
 """How many files and sockets this process may have open, and what that leaves for connections."""
 
+import contextlib
 import logging
 import resource
 import sys
 
 _OWN = 256  # what a service has open itself, with connections that are being turned away
+_ANYWHERE = 10_240  # macOS lets no process have more, whatever its hard limit says
 _SERVERS = 2  # HTTP and gRPC, each with as many connections
 _log = logging.getLogger(__name__)
 
@@ -17,12 +19,11 @@ def connections_within(wanted: int, setting: str) -> int:
     """
     needed = _OWN + _SERVERS * wanted
     soft, hard = (sys.maxsize if n == resource.RLIM_INFINITY else n for n in _limits())
-    if soft < needed and soft < hard:
-        soft = min(needed, hard)
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, _limits()[1]))
-        except (OSError, ValueError):  # a system with a limit of its own below the one that it tells
-            soft = _limits()[0]
+    for most in (needed, min(needed, _ANYWHERE)):  # the second where a system takes less than it tells
+        if soft < most and soft < hard:
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, hard), _limits()[1]))
+                soft = min(most, hard)
     if soft >= needed:
         return wanted
     room = max(1, (soft - _OWN) // _SERVERS)

@@ -70,21 +70,39 @@ class HttpConnection(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin; one too many is told so, and many too many are dropped."""
+        """Begin; one too many is told so."""
         super().connection_made(transport)
         self.flow = Flow(transport, self.pipeline)
         self.app_state = {**self.app_state, _VOUCH: self._vouch}
         tls = transport.get_extra_info("ssl_object")
         if tls is not None:
             self.app_state[PEER] = tls.getpeercert()
-        if not self._all.add(self) and not transport.is_closing():
+        if not self._all.add(self):
             full = Overloaded(f"connections: {self._bounds.connections} are open, that is the limit")
             self.refuse(http_status(full), str(full), full.retry_after_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has ended, whoever has ended it."""
         self._all.discard(self)
+        self.app_state = {}
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client takes nothing: while it does not, it is nobody who waits for an answer."""
+        super().pause_writing()
+        self._rank()
+
+    def resume_writing(self) -> None:
+        """The client takes its answer."""
+        super().resume_writing()
+        self._rank()
+
+    def _rank(self) -> None:
+        """Whether it may make room for others: who is known may not, nor who waits for an answer."""
+        if self._known or (self._unanswered > 0 and not self.flow.write_paused):
+            self._all.keep(self)
+        else:
+            self._all.may_go(self)
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, and count what the parser cannot use yet."""
@@ -148,15 +166,13 @@ class HttpConnection(HttpToolsProtocol):
         self._got_on = True
         self.phase = Phase.NOTHING
         self._unanswered += 1
-        if self._unanswered > 0:
-            self._all.keep(self)
+        self._rank()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """An answer has been handed over, perhaps before all of its request was there."""
         self._unanswered -= 1
-        if self._unanswered <= 0 and not self._known and self.phase is not Phase.END:
-            self._all.may_go(self)
+        self._rank()
         if self.phase is Phase.NOTHING:
             self.since = self.loop.time()
         if self._later is not None and len(self.pipeline) == 1:  # what is next is refused already
@@ -191,7 +207,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def _vouch(self) -> None:
         self._known = True
-        self._all.keep(self)
+        self._rank()
 
     def _is_stuck(self, now: float) -> bool:
         """Whether nothing of an answer has been taken for longer than a body may take."""
@@ -209,7 +225,6 @@ class HttpConnection(HttpToolsProtocol):
     def refuse(self, status: int, message: str, retry_after_s: float = 0.0) -> None:
         """Tell the client and close, after the answers that it still has to get."""
         reading, self.phase, self.since = self.phase is Phase.BODY, Phase.END, self.loop.time()
-        self._all.keep(self)
         if self._answering and not reading:
             return
         if self.pipeline:  # its turn to be answered comes when those before it have been
@@ -233,6 +248,7 @@ class HttpConnection(HttpToolsProtocol):
         """Say that nothing more will be said. Closing now could destroy what is on its way, if the client is
         still sending: that is read for a moment, and thrown away."""
         self.since = self.loop.time()
+        self._all.leaves(self)
         if not self.transport.can_write_eof():
             self.transport.close()
         elif not self.transport.is_closing():

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from inference_core.connections import DISPLACED, DROPPED, Connections
+from inference_core.connections import Connections
 from inference_core.watchdog import Event
 
 _LAGS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
@@ -41,12 +41,10 @@ class Vitals:
         self.connections = Gauge(
             "tandem_http_connections", "HTTP connections that are open.", registry=registry
         )
-        self.connections_closed = Counter(
-            "tandem_http_connections_closed", "HTTP connections ended for want of room, without a word.",
-            ["reason"], registry=registry,
+        self.displaced = Counter(
+            "tandem_http_connections_displaced", "HTTP connections ended to make room for new ones.",
+            registry=registry,
         )  # fmt: skip
-        for reason in (DISPLACED, DROPPED):
-            self.connections_closed.labels(reason)
         self._by_event = {
             Event.ABANDONED: self.runs_abandoned,
             Event.STUCK: self.runs_stuck,
@@ -58,10 +56,6 @@ class Vitals:
     def show_connections(self, connections: Connections) -> None:
         """Show how many of these are open."""
         self.connections.set_function(lambda: connections.count)
-
-    def closed(self, reason: str) -> None:
-        """Count a connection that was ended for want of room."""
-        self.connections_closed.labels(reason).inc()
 
     def add_model(self, name: str) -> None:
         """Show a model's series at zero, so that the first event is a rise."""

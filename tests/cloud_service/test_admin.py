@@ -12,10 +12,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
 
-from cloud_service.admin import HttpServer, create_admin
+from cloud_service.admin import create_admin
 from cloud_service.metrics import Metrics
 from cloud_service.models import Models, load_models
 from cloud_service.settings import Settings
+from inference_core.http_server import HttpServer
 
 
 def test_alive_but_not_ready_while_loading() -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
 
-from cloud_service.admin import HttpServer, create_admin
+from cloud_service.admin import create_admin
 from cloud_service.decoders import Decoders
 from cloud_service.descriptions import create_catalogue
 from cloud_service.guard import HttpGuard
@@ -32,6 +32,7 @@ from cloud_service.settings import Settings
 from inference_core.body import Intake
 from inference_core.catalogue import EXTENSIONS
 from inference_core.http_connection import PEER
+from inference_core.http_server import HttpServer
 from inference_core.tensors import to_bytes, to_request
 from inference_core.unserved import PATHS
 from tests.bundles import SURE, UNSURE, picture, pixels, write_bundle

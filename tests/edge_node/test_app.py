@@ -12,9 +12,9 @@ import pytest
 import trustme
 from starlette.testclient import TestClient
 
-from edge_node.app import HttpServer
 from inference_core.connections import Connections
 from inference_core.http_bounds import Bounds
+from inference_core.http_server import HttpServer
 from tests.bundles import SURE, UNSURE, picture
 from tests.edge_node.node import CloudSimulator, Node, failing_bundle, node
 

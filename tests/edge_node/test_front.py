@@ -15,13 +15,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from edge_node.app import HttpServer
 from edge_node.front import Call, Front, Reply
 from edge_node.keys import Entry, Keyring
 from edge_node.metrics import Metrics
 from edge_node.refusals import Refusals
 from inference_core.errors import InvalidInput, ModelError, ModelNotFound, Overloaded, TooLarge
 from inference_core.http_connection import REFUSED
+from inference_core.http_server import HttpServer
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from inference_core.connections import DISPLACED, DROPPED, MAX_TURNED_AWAY, Connections
+from inference_core.connections import MAX_TURNED_AWAY, Connections
 from inference_core.http_bounds import Bounds
 from inference_core.http_connection import MAX_PIPELINED, REFUSED, vouch
 
@@ -67,8 +67,8 @@ class Rig:
     def __init__(self, bounds: Bounds) -> None:
         self.app = App()
         self.refused: list[int] = []
-        self.closed: list[str] = []
-        self.connections = Connections(bounds, self.refused.append, self.closed.append)
+        self.displaced = 0
+        self.connections = Connections(bounds, self.refused.append, self._count)
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.server = _Uvicorn(
             uvicorn.Config(
@@ -79,6 +79,9 @@ class Rig:
                 timeout_graceful_shutdown=1,
             )
         )
+
+    def _count(self) -> None:
+        self.displaced += 1
 
     @contextlib.asynccontextmanager
     async def connect(self) -> AsyncIterator["Client"]:
@@ -351,7 +354,6 @@ async def test_one_too_many_is_told_so_and_many_too_many_are_dropped() -> None:
             await stack.enter_async_context(rig.connect())
         await asyncio.sleep(0.05)
         assert rig.connections.count <= 2 + MAX_TURNED_AWAY
-        assert set(rig.closed) == {DROPPED}
         rig.app.gate.set()
         for c in busy:
             assert (await c.answer())[0] == 200
@@ -375,7 +377,7 @@ async def test_who_asks_nothing_makes_room_for_who_does() -> None:
                     assert (await sixth.answer())[0] == 503
             known.send(GET)
             assert (await known.answer())[0] == 200
-        assert rig.closed == [DISPLACED] * 2
+        assert rig.displaced == 2
 
 
 async def test_who_has_not_shown_who_it_is_makes_room_though_it_was_answered() -> None:
@@ -393,6 +395,29 @@ async def test_who_has_not_shown_who_it_is_makes_room_though_it_was_answered() -
                 second.send(GET)
                 assert (await second.answer())[0] == 200
                 assert await one.ended() == b""
+
+
+async def test_who_has_been_refused_holds_no_place() -> None:
+    async with serving(connections=1) as rig, rig.connect() as wrong:
+        wrong.send(b"x\r\n\r\n")
+        assert (await wrong.answer())[0] == 400
+        async with rig.connect() as device:
+            device.send(GET)
+            assert (await device.answer())[0] == 200
+            assert rig.connections.count == 2, "it is still listened to"
+        assert rig.displaced == 0
+
+
+async def test_who_takes_no_answer_makes_room() -> None:
+    async with serving(connections=1) as rig, rig.connect() as greedy:
+        rig.app.size = 1 << 26
+        greedy.send(HEALTH)
+        await rig.until(lambda: rig.app.trailers)
+        async with rig.connect() as device:
+            rig.app.size = 0
+            device.send(GET)
+            assert (await device.answer())[0] == 200
+        assert rig.displaced == 1
 
 
 @pytest.mark.parametrize("first", [b"", HEALTH], ids=["at once", "behind another request"])
@@ -435,7 +460,7 @@ async def test_the_log_says_now_and_then_who_made_room(caplog: pytest.LogCapture
         lines
         == [
             "connections: more than 1, that is the limit: 1 that had not been served made room, "
-            "0 new ones were dropped"
+            "0 new ones were told to come back"
         ]
         * 2
     )

@@ -1,4 +1,4 @@
-"""Runs a service that may have only so many files open: `python -m tests.joint.few_files LIMIT module`."""
+"""Runs a service that may have few files open: `python -m tests.joint.few_files SOFT[:HARD] module`."""
 
 import resource
 import runpy
@@ -6,8 +6,9 @@ import sys
 
 
 def main(limit: str, module: str) -> None:
-    """Lower the limit for good and become the module."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (int(limit), int(limit)))
+    """Lower the limits and become the module."""
+    soft, _, hard = limit.partition(":")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(soft), int(hard or soft)))
     sys.argv = [module]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -2,17 +2,19 @@
 
 import hashlib
 import http.client
+import json
 import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from math import prod
 from pathlib import Path
 
 import pytest
 
 from tests.bundles import SURE, picture, write_bundle
 from tests.joint.device import Device
-from tests.joint.services import Service, Services, eventually, get
+from tests.joint.services import Service, Services, eventually, get, get_json
 from toolchain.authority import write_private
 
 FILES = 400
@@ -30,8 +32,8 @@ def silent(port: int, count: int) -> Iterator[None]:
         yield
 
 
-def closed(service: Service, reason: str) -> float:
-    return service.metrics().total("tandem_http_connections_closed_total", reason=reason)
+def displaced(service: Service) -> float:
+    return service.metrics().total("tandem_http_connections_displaced_total")
 
 
 def test_strangers_who_are_answered_that_they_need_a_key_keep_nobody_out(
@@ -61,10 +63,31 @@ def test_strangers_who_are_answered_that_they_need_a_key_keep_nobody_out(
         assert [ask(connection()) for _ in range(6)] == [401] * 6
         assert [ask(connection(), **{"X-API-Key": key}) for _ in range(3)] == [200] * 3
         assert edge.metrics().total("tandem_http_connections") == 4
-        assert closed(edge, "displaced") >= 6
+        assert displaced(edge) >= 6
         assert get(port, "/healthz")[0] == 503, "all are taken by devices that have been served"
         assert ask(known, **{"X-API-Key": key}) == 200
     eventually(lambda: "connections: more than 4, that is the limit" in edge.log, 5, "the log says so")
+
+
+def test_a_cloud_without_certificates_keeps_whom_it_has_served(services: Services, tmp_path: Path) -> None:
+    cloud = services.cloud(write_bundle(tmp_path / "colors"), max_connections=5).wait_ready()
+    spec = get_json(cloud.ports[0], "/v2/models/colors")["inputs"][0]
+    shape = [1, *spec["shape"][1:]]
+    inputs = [{**spec, "shape": shape, "data": [0.5] * prod(shape)}]
+    with closing(http.client.HTTPConnection("127.0.0.1", cloud.ports[0], timeout=5)) as device:
+
+        def ask() -> int:
+            device.request("POST", "/v2/models/colors/infer", json.dumps({"inputs": inputs}))
+            response = device.getresponse()
+            response.read()
+            return response.status
+
+        assert ask() == 200
+        first = device.sock
+        with silent(cloud.ports[0], 10):
+            assert get(cloud.ports[0], "/healthz")[0] == 200
+            assert ask() == 200
+        assert device.sock is first, "on the same connection"
 
 
 @pytest.mark.parametrize("at", [0, 1], ids=["HTTP", "gRPC"])
@@ -79,12 +102,14 @@ def test_a_node_that_may_open_few_files_keeps_some_for_who_asks(
         for _ in range(5):
             assert Device(edge.ports[0]).predict(picture(SURE)).status == 200
     if at == 0:
-        assert closed(edge, "displaced") + closed(edge, "dropped") >= MANY - 72
+        assert displaced(edge) >= MANY - 72
 
 
 def test_the_limit_of_files_is_raised_where_it_may_be(services: Services, tmp_path: Path) -> None:
-    edge = services.edge(write_bundle(tmp_path / "colors"), max_connections=700).wait_ready()
+    settings = {"bundles": write_bundle(tmp_path / "colors"), "cloud": "", "max_connections": 700}
+    launcher = ("tests.joint.few_files", f"{FILES}:{10 * FILES}")
+    edge = services.start("edge_node", "edge", settings, launcher).wait_ready()
     limits = Path(f"/proc/{edge.process.pid}/limits").read_text()
     soft = next(line.split()[3] for line in limits.splitlines() if line.startswith("Max open files"))
-    assert soft == "unlimited" or int(soft) >= 2 * 700
+    assert int(soft) == 256 + 2 * 700
     assert "ulimit" not in edge.log
