@@ -82,8 +82,12 @@ def _edge_idler(service: Service) -> Iterator[Ask]:
     connection = http.client.HTTPConnection("127.0.0.1", service.ports[0], timeout=5)
 
     def once() -> bool:
-        connection.request("GET", "/healthz")
-        response = connection.getresponse()
+        try:
+            connection.request("GET", "/healthz")
+            response = connection.getresponse()
+        except (http.client.RemoteDisconnected, ConnectionError):  # where there are too many, it makes room
+            connection.close()
+            return False
         response.read()
         return response.status == 200
 
