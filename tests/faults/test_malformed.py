@@ -187,7 +187,7 @@ MOST_OPEN = SLOW_BOUNDS["max_connections"] + 2 * MAX_TURNED_AWAY
 def test_clients_that_never_end(row: Row, services: Services, tmp_path: Path) -> None:
     """Heads and bodies without an end, silence, and four times as many connections as may be open."""
     edge = services.edge(write_bundle(tmp_path / "colors"), **SLOW_BOUNDS).wait_ready()
-    count = row.count(4000, 40_000)
+    count = row.count(2400, 40_000)
     with Load(edge.ports[0], [picture(SURE)], rate=RATE, deadline_ms=DEADLINE_MS) as load:
         load.go_on(0.5)
         with attacker(partial(by_silence, edge.ports[0], edge.process.pid, MOST_OPEN)) as stranger:
