@@ -6,7 +6,7 @@ import resource
 import sys
 
 _OWN = 256  # what a service has open itself, with connections that are being turned away
-_ANYWHERE = 10_240  # macOS lets no process have more, whatever its hard limit says
+_ANYWHERE = 10_240  # OPEN_MAX of macOS, which refuses more although its hard limit is none
 _SERVERS = 2  # HTTP and gRPC, each with as many connections
 _log = logging.getLogger(__name__)
 

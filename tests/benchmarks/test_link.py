@@ -134,15 +134,16 @@ def test_bytes_come_in_order_and_unchanged(links: Emulator, client: Client) -> N
 
 
 def test_an_outage_holds_everything_and_ends(links: Emulator, client: Client) -> None:
-    links.set(Conditions(0.002, 1e9, 1e9, out=True))
     answered: list[float] = []
-    waiting = threading.Thread(target=lambda: answered.append(client.ask(b"held", 4)[1]))
-    waiting.start()
-    waiting.join(0.3)
-    assert waiting.is_alive()
-    links.set(Conditions(0.002, 1e9, 1e9))
-    waiting.join(5)
-    assert 0.25 < answered[0] < 2
+    for _ in range(3):
+        links.set(Conditions(0.002, 1e9, 1e9, out=True))
+        waiting = threading.Thread(target=lambda: answered.append(client.ask(b"held", 4)[1]))
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        links.set(Conditions(0.002, 1e9, 1e9))
+        waiting.join(5)
+    assert 0.3 <= median(answered) < 0.4
 
 
 def test_stalls_come_as_often_as_is_said(links: Emulator, client: Client) -> None:

@@ -105,13 +105,13 @@ async def test_an_answer_does_not_wait_for_a_disk_beyond_its_deadline(tmp_path: 
     one = Box(tmp_path / "outbox.db")  # whose thread has not begun, as one that is stuck in the disk
     keeper = Keeper(one.outbox, privacy=Privacy.ANY, audit_rate=0)
     with node(colors, keeper=keeper) as edge:
-        outcome = await edge.ask(picture(SURE), keep=True, deadline_ms=150)
-        assert outcome.kept is None
-        assert 100 < outcome.timings_ms["total"] < 1000, "the disk would never have answered"
+        outcomes = [await edge.ask(picture(SURE), keep=True, deadline_ms=150) for _ in range(3)]
+        assert {outcome.kept for outcome in outcomes} == {None}
+        assert 100 < min(outcome.timings_ms["total"] for outcome in outcomes) < 150
         quick = await edge.ask(picture(UNSURE), deadline_ms=10_000)
         assert quick.timings_ms["total"] < 5000
     one.outbox.start()
-    one.comes_to("depth", 2)
+    one.comes_to("depth", 4)
     assert one.outbox.close(WITHIN_S)
 
 

@@ -1,7 +1,7 @@
 """Bytes that no client should send, and clients that send none: each is refused, and nobody else notices."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,12 +94,8 @@ def under_attack(
     load: Load,
     count: int,
     stranger: Attacker,
-    answered: Sequence[int] = (200,),
 ) -> Finding:
-    """What became of so many cases, while a load goes on beside them and, in turns, without them.
-
-    `answered`: the statuses that the load may get meanwhile.
-    """
+    """What became of so many cases, while a load goes on beside them and, in turns, without them."""
     stranger.warm_up()
     before = state(service)
     quiet, beside = _in_turns(row, load, stranger, range(count))
@@ -109,7 +105,7 @@ def under_attack(
             again = _in_turns(row, load, stranger, range(min(MEASURE, count)))
             beside = Answers((*beside, *again[1]))
             slower = _slower(*again)
-    failed = [a for a in beside if a.status not in answered]
+    failed = [a for a in beside if a.status != 200]
     after = _settled(service, before)
     findings = stranger.findings
     broken = (*findings.wrong[:SHOWN], *_changes(service, before, after), *slower)
@@ -191,8 +187,7 @@ def test_clients_that_never_end(row: Row, services: Services, tmp_path: Path) ->
     with Load(edge.ports[0], [picture(SURE)], rate=RATE, deadline_ms=DEADLINE_MS) as load:
         load.go_on(0.5)
         with attacker(partial(by_silence, edge.ports[0], edge.process.pid, MOST_OPEN)) as stranger:
-            # Who has a connection keeps it; who needs a new one while all are taken is told so.
-            found = under_attack(row, edge, load, count, stranger, answered=(200, 503))
+            found = under_attack(row, edge, load, count, stranger)
     with (
         naive() as (pid, port, _),
         attacker(partial(by_silence, port, pid, MOST_OPEN)) as twin,

@@ -11,7 +11,7 @@ from tests.joint.proxy import Proxy
 from tests.joint.services import Services, eventually
 
 AGE_S = 30.0  # give or take a tenth, which gRPC draws for each connection
-DEADLINE_MS = 1000
+DEADLINE_MS = 250
 
 
 @pytest.mark.slow
